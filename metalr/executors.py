@@ -24,7 +24,7 @@ log = logging.getLogger("metalr")
 Advance = Callable[[RunState, Batch, Tensor], tuple[RunState, Tensor, Tensor]]
 
 # Bytes of one tensor of a chunk of runs, on a CPU: an operation's inputs and outputs then stay in its cache.
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 19
 # A compiled CPU step costs about so many seconds once, and saves this share of the eager one's time. The first is on
 # the high side and the second on the low, so that compilation is not chosen where it hardly pays.
 _COMPILE_SECONDS = 20.0
@@ -222,12 +222,12 @@ def chunk_size(num_runs: int, tensor_bytes: int, equal: bool) -> int:
 
     Args:
         num_runs: in all.
-        tensor_bytes: of a typical tensor of one run's forward pass.
+        tensor_bytes: of the largest tensor that an operation of one run works on.
         equal: the chunks must be equal, since a compiled step is made for one number of runs.
 
     Example:
         >>> [chunk_size(32, size, equal=False) for size in (1 << 10, 1 << 16, 1 << 20)]
-        [32, 4, 1]
+        [32, 8, 1]
     """
     fitting = max(_CHUNK_BYTES // max(tensor_bytes, 1), 1)
     if fitting >= num_runs:

@@ -36,6 +36,8 @@ from metalr.stats import RunStats, loss_stats
 
 # So many updates between two calls of step() look like one call per epoch.
 _EPOCH_LIKE = 8
+# Values of the base schedule that are computed together.
+_AHEAD = 32
 # Decisions that `history` remembers, the latest ones.
 _HISTORY = 1000
 
@@ -113,6 +115,8 @@ class LearnedLR(LRScheduler):
         self._ranks: Agreement | None = None
         self._published: dict[str, Any] | None = None
         self._warned: set[str] = set()
+        self._read_multiplier: Tensor | None = None
+        self._factors: list[float] = []
         self._losses = LossLog()
         self._skips: list[tuple[int, Tensor]] = []
         self._skipping = False
@@ -387,6 +391,7 @@ class LearnedLR(LRScheduler):
     # Decisions
 
     def _plan(self, horizon: int | None) -> None:
+        self._ahead: dict[int, float] = {}
         if horizon is not None:
             self.horizon = check_horizon(horizon)
             self._stops = decision_steps(self.horizon, self.decisions)[1:]
@@ -467,12 +472,21 @@ class LearnedLR(LRScheduler):
         return RunStats(*loss_stats(column), *self._meter.statistics(measurement)), bool(losses)
 
     def _lr_now(self) -> list[float | Tensor]:
-        factor = 1.0 if self.horizon is None else self.controller.schedule(self._updates / self.horizon)
-        multiplier = self._loop.multiplier[0].tolist()
+        factor = self._base_factor()
+        if self._read_multiplier is not self._loop.multiplier:  # at every step a tensor would be read for nothing
+            self._read_multiplier, self._factors = self._loop.multiplier, self._loop.multiplier[0].tolist()
+        multiplier = self._factors
         if self._meter.scope == "global":
             multiplier = multiplier * len(self.base_lrs)
-        multiplier += [1.0] * (len(self.base_lrs) - len(multiplier))  # a group added later keeps its own LR
+        multiplier = multiplier + [1.0] * (len(self.base_lrs) - len(multiplier))  # a group added later keeps its own LR
         return [float(base) * factor * m for base, m in zip(self.base_lrs, multiplier, strict=True)]
+
+    def _base_factor(self) -> float:
+        """What the base schedule has for the coming update. Some are computed at once, which is when it is quick."""
+        if self._updates not in self._ahead:
+            coming = range(self._updates, self._updates + _AHEAD)
+            self._ahead = {u: self.controller.schedule(u / self.horizon if self.horizon else 0.0) for u in coming}
+        return self._ahead[self._updates]
 
     def _write_lr(self) -> None:
         adopt_new_groups(self)

@@ -36,7 +36,7 @@ class LossLog:
         if loss.numel() != 1:
             raise ValueError(f"got a loss of shape {tuple(loss.shape)}, expected one number: pass loss.mean()")
         # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards.
-        self._entries.append((update, loss.detach().reshape(()).clone()))
+        self._entries.append((update, (loss.detach() if loss.dim() == 0 else loss.detach().reshape(())).clone()))
 
     def take(self, before: int) -> tuple[list[int], Tensor]:
         """Remove the losses of the updates below `before`: their updates, and their values as one float64 vector."""

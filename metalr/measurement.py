@@ -19,6 +19,9 @@ from metalr.optimizers import from_torch
 
 Scope = Literal["global", "param_group"]
 
+# A copy up to this size in bytes stays allocated between measurements on a CPU: to get fresh memory from the system
+# takes longer than all that is computed with it.
+_KEPT_BYTES = 16 * 2**20
 # Columns of the measurement of a group.
 _SQUARE_BEFORE, _SQUARE_LAST, _PRODUCT, _SQUARE_UPDATE, _SQUARE_PARAMS = range(5)
 
@@ -51,10 +54,16 @@ def _square_sum(tensors: list[Tensor], weights: Tensor | None) -> Tensor:
     return _weighted(norms.square(), weights)
 
 
-def _product_sum(first: list[Tensor], second: list[Tensor], weights: Tensor | None) -> Tensor:
-    # Not `torch.dot`: its last bits may depend on where a tensor lies in memory, and a resumed run must repeat.
-    products = [(_float(a) * _float(b)).sum() for a, b in zip(first, second, strict=True)]
-    return _weighted(torch.stack(products), weights)
+def _product_sum(held: list[Tensor], last: list[Tensor], weights: Tensor | None) -> Tensor:
+    """Scalar products; `held` is used up, so that no tensor of the products is made.
+
+    Not `torch.dot`: its last bits may depend on where a tensor lies in memory, and a resumed run must repeat.
+    """
+    return _weighted(torch.stack([_product(a, b).sum() for a, b in zip(held, last, strict=True)]), weights)
+
+
+def _product(held: Tensor, last: Tensor) -> Tensor:
+    return _float(held) * _float(last) if held.dtype in _HALF else held.mul_(last)
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -77,6 +86,7 @@ class OptimizerMeter:
         self.optimizer = optimizer
         self.scope = scope
         self.measure = measure
+        self._spare: list[list[Tensor]] | None = None
         self.num_groups = 1 if scope == "global" else len(optimizer.param_groups)
         self.clear()
 
@@ -121,9 +131,15 @@ class OptimizerMeter:
     def before_second_last(self) -> None:
         """Keep the gradients of the interval's last update but one; call before that update."""
         if self.measure:
-            scale = self._unscale()
-            held = [[g.clone() if scale is None else g * scale for g in group] for group in self._gradients()]
-            self.buffers, self.measured = held, []
+            scale, gradients = self._unscale(), self._gradients()
+            if self._spare is None or _kinds(self._spare) != _kinds(gradients):
+                self._spare = [[torch.empty_like(g) for g in group] for group in gradients]
+            self.buffers, self._spare, self.measured = self._spare, None, []
+            for held, group in zip(self.buffers, gradients, strict=True):
+                for buffer, gradient in zip(held, group, strict=True):
+                    buffer.copy_(gradient)
+                    if scale is not None:
+                        buffer.mul_(scale)
 
     def before_last(self) -> None:
         """Compare with the gradients of the last update, and keep the weights; call before that update."""
@@ -156,6 +172,9 @@ class OptimizerMeter:
                 for buffer, p in zip(held, params, strict=True):
                     buffer.sub_(p)  # in place: the copy is not needed any more
                 row[_SQUARE_UPDATE] = _square_sum(held, weights)
+        flat = [buffer for held in self.buffers for buffer in held]
+        small = sum(buffer.nbytes for buffer in flat) <= _KEPT_BYTES
+        self._spare = self.buffers if small and all(buffer.device.type == "cpu" for buffer in flat) else None
         self.buffers = None
 
     def state(self) -> dict[str, Any]:
@@ -249,3 +268,7 @@ class OptimizerMeter:
 
 def _shapes(groups: list[list[Tensor]]) -> list[list[torch.Size]]:
     return [[tensor.shape for tensor in group] for group in groups]
+
+
+def _kinds(groups: list[list[Tensor]]) -> list[list[tuple]]:
+    return [[(t.shape, t.dtype, t.device, t.stride()) for t in group] for group in groups]

@@ -24,7 +24,7 @@ class Footprint:
         state: weights, optimizer buffers and the copies of them that an inner step makes.
         activations: what a forward pass keeps for the backward pass, and as much again for their gradients.
         batch: one minibatch.
-        tensor: mean size of the tensors that the forward pass keeps.
+        tensor: the largest that an operation works on: the flat row of weights, or what the forward pass keeps.
     """
 
     state: int
@@ -48,9 +48,10 @@ def footprint(step: TrainingStep, batch: Batch | None, dtype: torch.dtype) -> Fo
     """
     layout = step.layout
     rows = 1 + len(step.task.optimizer.init(torch.empty(0))) + _ROWS
-    state = layout.num_params * dtype.itemsize * rows
+    row_bytes = layout.num_params * dtype.itemsize
+    state = row_bytes * rows
     if batch is None:
-        return Footprint(state, 0, 0, 0)
+        return Footprint(state, 0, 0, row_bytes)
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def footprint(step: TrainingStep, batch: Batch | None, dtype: torch.dtype) -> Fo
         step.losses(row, *batch)
     kept = sum(sizes.values())
     size_of_batch = sum(part.numel() * part.element_size() for part in batch)
-    return Footprint(state, 2 * kept, size_of_batch, kept // max(len(sizes), 1))
+    return Footprint(state, 2 * kept, size_of_batch, max(row_bytes, *sizes.values(), 0))
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -189,18 +189,23 @@ class TrainingStep:
         weights = self.layout.unflatten(params[0] if len(params) == 1 else params)
         return self._losses(weights, inputs, targets)
 
-    def evaluation(self, params: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and metric of each run, `(num_runs,)` each; the metric is NaN for a task that has none."""
-        if len(params) > 1 and self.takes_runs:
-            outputs = self._call(self.layout.unflatten(params), inputs)
-            loss = self._run_losses(outputs, targets)
-            return loss, torch.full_like(loss, torch.nan) if self._run_metrics is None else self._run_metrics(
-                outputs, targets
-            )
-        if len(params) > 1:
+    def evaluation(self, params: Tensor, inputs: Tensor, targets: Tensor, one_by_one: bool) -> tuple[Tensor, Tensor]:
+        """Loss and metric of each run, `(num_runs,)` each; the metric is NaN for a task that has none.
+
+        Args:
+            params, inputs, targets: of each run.
+            one_by_one: call the network for one run at a time. It is not done by itself for a single row, whose bits
+                would then depend on how many others happen to be evaluated with it.
+        """
+        if one_by_one:
+            parts = [self._run_evaluation(*row) for row in zip(params, inputs, targets, strict=True)]
+            return torch.stack([loss for loss, _ in parts]), torch.stack([metric for _, metric in parts])
+        if not self.takes_runs:
             return vmap(self._run_evaluation)(params, inputs, targets)
-        loss, metric = self._run_evaluation(params[0], inputs[0], targets[0])
-        return loss[None], metric[None]
+        outputs = self._call(self.layout.unflatten(params), inputs)
+        loss = self._run_losses(outputs, targets)
+        unknown = torch.full_like(loss, torch.nan)
+        return loss, self._run_metrics(outputs, targets) if self._run_metrics else unknown
 
     def gradient_and_loss(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Clipped gradient `(num_runs, num_params)` and loss `(num_runs,)`.

@@ -62,7 +62,7 @@ class BatchedRuns:
         device: where everything lives.
         groups: "global" (one LR), "module" (one for each layer) or lists of parameter names.
         compile: compile the training step with `torch.compile`. "auto" does so on CUDA, and on a CPU if
-            `planned_steps` are enough to earn back the ten seconds or so that it costs. If compilation fails, one
+            `planned_steps` are enough to earn back the twenty seconds or so that it costs. If compilation fails, one
             warning says why and the eager step is used.
         capture: on CUDA, make each interval one CUDA graph (the data must be tensors, not a loader). Without it
             intervals are made step by step.
@@ -237,7 +237,7 @@ class BatchedRuns:
         loss, metric = (torch.zeros(len(params), dtype=torch.float64, device=self.device) for _ in range(2))
         seen = 0
         for inputs, targets in self.data.chunks(split, variants, max_examples, _EVALUATION_CHUNK):
-            chunk_loss, chunk_metric = self.step.evaluation(params, inputs, targets)
+            chunk_loss, chunk_metric = self.step.evaluation(params, inputs, targets, self._evaluated_together == 1)
             loss = loss + chunk_loss.double() * inputs.shape[1]
             metric = metric + chunk_metric.double() * inputs.shape[1]
             seen += inputs.shape[1]
@@ -258,6 +258,8 @@ class BatchedRuns:
     @property
     def _evaluated_together(self) -> int | None:
         """Runs that an evaluation on a CPU takes at once; None for all."""
+        if self.num_runs == 1:
+            return 1
         if self.device.type != "cpu":
             return None
         examples = max(_EVALUATION_CHUNK // self.task.batch_size, 1)
