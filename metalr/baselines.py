@@ -8,18 +8,20 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from metalr import schedules
 from metalr.controllers import Controller, ScheduleController
 from metalr.hypergradient import Hypergradient, Lookahead
 from metalr.optimizers import OPTIMIZERS, InnerOptimizer
+from metalr.outside_optimizers import OUTSIDE, make_optimizer
 from metalr.reactive import RULES
 from metalr.registry import look_up
 from metalr.schedules import Schedule
 
 Parameters = Mapping[str, Any]
-Kind = Literal["schedule", "rule", "optimizer", "target", "controller", "control"]
+Kind = Literal["schedule", "rule", "optimizer", "outside", "target", "controller", "control"]
 
 # Reactive rules decide this often, or every two inner steps in a shorter run.
 DECISIONS = 40
@@ -32,9 +34,10 @@ class Baseline:
     Attributes:
         name: shown in tables and records.
         kind: "schedule" (open loop), "rule" (closed loop, written by hand), "optimizer" (changes the inner optimizer),
-            "target" (an optimizer that sets a task's target), "controller" (learned) or "control" (stands beside a
-            learned one).
-        factory: `(**parameters) -> Schedule`, `Controller` or, for an optimizer, `(inner=…, **parameters)`.
+            "outside" (an optimizer of another package), "target" (an optimizer that sets a task's target),
+            "controller" (learned) or "control" (stands beside a learned one).
+        factory: `(**parameters) -> Schedule`, `Controller` or, for an optimizer, `(inner=…, **parameters)`. Not called
+            for one of another package.
         space: parameter -> values to try, in ascending order where they are numbers.
         defaults: parameter -> its value in the first trial.
         about: one sentence.
@@ -75,7 +78,7 @@ class Baseline:
     def controller(self, parameters: Parameters | None, horizon: int) -> Controller:
         """The same as a controller for runs of `horizon` inner steps, its number of decisions fitted to them."""
         decisions = max(min(DECISIONS, horizon // 2), 1)
-        if self.kind in ("optimizer", "target"):
+        if self.kind in ("optimizer", "outside", "target"):
             return ScheduleController(self.schedule, decisions)
         built = self.build(parameters)
         if isinstance(built, Schedule):
@@ -329,6 +332,12 @@ _ENTRIES = [
 ]
 BASELINES: dict[str, Baseline] = {entry.name: entry for entry in _ENTRIES}
 
+# Not among `BASELINES`: they need packages of their own, and train one run at a time.
+OUTSIDE_BASELINES: dict[str, Baseline] = {
+    name: Baseline(name, "outside", partial(make_optimizer, name), about=entry.about, base_lr=entry.base_lr)
+    for name, entry in OUTSIDE.items()
+}
+
 # The eight that every comparison shows unless told otherwise.
 CLASSIC: tuple[str, ...] = (
     "constant",
@@ -363,4 +372,4 @@ def get_baseline(name: str) -> Baseline:
     Raises:
         ValueError: the name is unknown; the message names the nearest one.
     """
-    return look_up(BASELINES, name, "baseline")
+    return look_up({**BASELINES, **OUTSIDE_BASELINES}, name, "baseline")

@@ -17,7 +17,9 @@ from metalr.baselines import Baseline
 from metalr.control import ControlLoop
 from metalr.controllers import Controller, ScheduleController, decision_steps
 from metalr.datasets import SPLITS
+from metalr.executors import join_states
 from metalr.optimizers import InnerOptimizer
+from metalr.outside_optimizers import LoneRun
 from metalr.records import Record
 from metalr.stats import RunStats
 from metalr.tasks import Task
@@ -88,11 +90,12 @@ def chunks(cells: Sequence[Cell], contenders: Mapping[str, Baseline], task: Task
 
     The cut depends on the cells alone, so a comparison that is gone on with makes the same batches again.
     """
-    groups: dict[tuple[InnerOptimizer, int], list[Cell]] = {}
+    groups: dict[tuple[InnerOptimizer, int, str], list[Cell]] = {}
     for cell in cells:
         baseline, parameters = contenders[cell.contender], dict(cell.parameters)
         decisions = baseline.controller(parameters, task.horizon).decisions
-        groups.setdefault((baseline.optimizer(parameters, task.optimizer), decisions), []).append(cell)
+        outside = baseline.name if baseline.kind == "outside" else ""
+        groups.setdefault((baseline.optimizer(parameters, task.optimizer), decisions, outside), []).append(cell)
     return [g[i : i + max_runs] for g in groups.values() for i in range(0, len(g), max_runs)]
 
 
@@ -122,11 +125,13 @@ def run_cells(
     optimizer = first.optimizer(dict(cells[0].parameters), task.optimizer)
     runs = BatchedRuns(task.with_(optimizer=optimizer), len(cells), dtype=dtype, device=device)
     runs.init(torch.tensor([cell.seed for cell in cells]))
-    base_lr = torch.tensor([cell.base_lr for cell in cells], dtype=torch.float64, device=runs.device)
-    segments = list(_segments(contenders, cells, runs))
     decisions = first.controller(dict(cells[0].parameters), task.horizon).decisions
     untrained = runs.evaluate("train").loss
-    curve = _train(runs, segments, base_lr, decisions, curves)
+    if first.kind == "outside":
+        curve = _train_alone(runs, cells, decisions, curves)
+    else:
+        base_lr = torch.tensor([cell.base_lr for cell in cells], dtype=torch.float64, device=runs.device)
+        curve = _train(runs, list(_segments(contenders, cells, runs)), base_lr, decisions, curves)
     records = _records(cells, contenders, runs, untrained)
     return records, [_curve(cell.key, curve, row) for row, cell in enumerate(cells)] if curve["step"] else []
 
@@ -165,6 +170,36 @@ def _train(
                 part = RunStats(*(value[segment.rows] for value in stats))
                 segment.loop.decide(part, stop / horizon)  # type: ignore[union-attr]
     return curve
+
+
+def _train_alone(runs: BatchedRuns, cells: Sequence[Cell], decisions: int, curves: Curves) -> dict[str, list[Any]]:
+    """Train under an optimizer of another package, one run after the other, and put the results into `runs`."""
+    starts = decision_steps(runs.task.horizon, decisions)
+    stops = [*starts[1:], runs.task.horizon]
+    states, train_losses, valid_losses = [], [], []
+    for cell in cells:
+        one = BatchedRuns(runs.task, 1, dtype=runs.dtype, device=runs.device)
+        one.init(torch.tensor([cell.seed]))
+        lone = LoneRun(one, cell.contender, cell.base_lr)
+        for start, stop in zip(starts, stops, strict=True):
+            train_losses.append(lone.unroll(stop - start))
+            if curves == "full":
+                valid_losses.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
+        states.append(one.state)
+    runs.state = join_states(states)
+    if curves == "none":
+        return {"step": [], "lr": [], "train_loss": [], "valid_loss": []}
+    return {
+        "step": stops,
+        "lr": [[cell.base_lr for cell in cells]] * len(stops),
+        "train_loss": _by_stop(train_losses, len(stops)),
+        "valid_loss": _by_stop(valid_losses, len(stops)),
+    }
+
+
+def _by_stop(values: list[float], num_stops: int) -> list[list[float]]:
+    """From run after run to stop after stop."""
+    return [values[stop::num_stops] for stop in range(num_stops)] if values else []
 
 
 def _records(

@@ -1,4 +1,4 @@
-"""The command line: `metalr train`, `export`, `compare`, `find-lr` and `list`.
+"""The command line: `metalr train`, `export`, `compare`, `tune`, `find-lr` and `list`.
 
 It only parses, calls and prints; each command is one function elsewhere.
 """
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -111,18 +111,26 @@ class Compare:
     Writes records, a figure and one HTML report into the folder; stopped, it goes on where it was.
     """
 
-    task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ("mnist1d-mlp",)
+    """Shipped tasks; see `metalr list`."""
     horizon: int = 400
     """Optimizer updates in a training run."""
     optimizer: str | None = None
-    """Inner optimizer; the task's own by default."""
+    """Inner optimizer; each task's own by default."""
     controllers: tuple[Path, ...] = ()
     """Controller files to compare with the schedules."""
     baselines: tuple[str, ...] = ()
-    """Baselines; the eight classic ones by default. `all` takes every one; see `metalr list`."""
+    """Baselines; the eight classic ones by default. `all` takes every one that needs no package of its own."""
     num_lrs: int = 11
     """LRs in the grid that every baseline is tuned over."""
+    draws: int = 1
+    """Parameter settings of every baseline at each LR; the number of trials is the product."""
+    factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """Wrong base LRs, as factors of the right one, for the last table."""
+    tune_controllers: bool = False
+    """Give controllers the same number of trials too; without it they have none."""
+    targets: bool = False
+    """Let the best of four optimizers set the target for the times to target."""
     tuning_seeds: int = 3
     """Runs behind each trial."""
     report_seeds: int = 10
@@ -148,6 +156,10 @@ class Compare:
             chosen["baselines"] = tuple(BASELINES) if self.baselines == ("all",) else self.baselines
         settings = Settings(
             num_lrs=self.num_lrs,
+            draws=self.draws,
+            factors=self.factors,
+            tune_controllers=self.tune_controllers,
+            targets=self.targets,
             tuning_seeds=self.tuning_seeds,
             report_seeds=self.report_seeds,
             seed=self.seed,
@@ -155,7 +167,7 @@ class Compare:
         )
         names = _different_names(self.controllers)
         comparison = compare(
-            make_task(self.task, horizon=self.horizon, **changes),
+            [make_task(name, horizon=self.horizon, **changes) for name in self.tasks],
             self.folder,
             settings,
             controllers={name: load_controller(path) for name, path in names.items()},
@@ -174,6 +186,53 @@ def _different_names(paths: tuple[Path, ...]) -> dict[str, Path]:
         path.stem if stems.count(path.stem) == 1 and path.stem != "controller" else str(path.parent.name): path
         for path in paths
     }
+
+
+@dataclass
+class Tune:
+    """Search the LR and the parameters of one baseline with a Gaussian process, and print the best trials.
+
+    For a comparison use `metalr compare`, which gives every contender the same trials and reports on fresh seeds.
+    """
+
+    task: str = "mnist1d-mlp"
+    """A shipped task; see `metalr list`."""
+    baseline: str = "wsd"
+    """What is tuned; see `metalr list`."""
+    horizon: int = 400
+    """Optimizer updates in a training run."""
+    trials: int = 20
+    """Candidates, one after the other."""
+    tuning_seeds: int = 3
+    """Runs behind each trial."""
+    criterion: Literal["train", "valid"] = "train"
+    """The final loss that is made small."""
+    seed: int = 0
+    """Of the search."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def run(self) -> None:
+        """Search and print."""
+        from metalr.baselines import get_baseline
+        from metalr.comparison import progress_bar
+        from metalr.search import search
+        from metalr.tasks import make_task
+
+        result = search(
+            make_task(self.task, horizon=self.horizon),
+            get_baseline(self.baseline),
+            num_trials=self.trials,
+            tuning_seeds=self.tuning_seeds,
+            criterion=self.criterion,
+            seed=self.seed,
+            device=self.device,
+            progress=progress_bar() if _interactive() else None,
+        )
+        print(f"{self.criterion} loss  base LR  parameters")
+        for trial in sorted(result.trials, key=lambda trial: trial.score)[:5]:
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in trial.parameters.items())
+            print(f"{trial.score:<10.5g}  {trial.base_lr:<7.4g}  {shown}")
 
 
 @dataclass
@@ -208,7 +267,7 @@ class List:
 
     def run(self) -> None:
         """Print the lists."""
-        from metalr.baselines import BASELINES
+        from metalr.baselines import BASELINES, OUTSIDE_BASELINES
         from metalr.checkpoints import SHIPPED
         from metalr.observations import FEATURES
         from metalr.optimizers import OPTIMIZERS
@@ -218,7 +277,9 @@ class List:
         _print_table("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
         _print_table("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
         _print_table("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
-        print("baselines\n  " + ", ".join(BASELINES) + "\n")
+        print("baselines\n  " + ", ".join(BASELINES))
+        print("baselines from packages of their own: pip install 'metalr[optimizers]'")
+        print("  " + ", ".join(OUTSIDE_BASELINES) + "\n")
         _print_table("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
         try:
             from metalr.envs.rewards import REWARDS
@@ -255,6 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": Train,
         "export": Export,
         "compare": Compare,
+        "tune": Tune,
         "find-lr": FindLR,
         "list": List,
     }

@@ -32,7 +32,7 @@ class Settings:
     """What a comparison does. Two comparisons of equal settings give equal records.
 
     Attributes:
-        baselines: names in `BASELINES`.
+        baselines: names in `BASELINES` or `OUTSIDE_BASELINES`.
         num_lrs, lr_range: the LR grid, log-spaced factors of the task's base LR, both ends included.
         draws: parameter settings for each LR of the grid. Every contender gets num_lrs · draws trials; one with
             fewer parameter settings than draws spends the rest on a finer LR grid over the same range.
@@ -215,7 +215,7 @@ def _cell(task: Task, baseline: Baseline, phase: str, trial: int, parameters: Ma
 def _that_fit(task: Task, baselines: list[Baseline]) -> list[Baseline]:
     """An optimizer of weights cannot stand in for one that follows their second moments."""
     expected = isinstance(task.optimizer, ExpectedSGD)
-    return [b for b in baselines if not (expected and b.kind in ("optimizer", "target"))]
+    return [b for b in baselines if not (expected and b.kind in ("optimizer", "outside", "target"))]
 
 
 def _require_different(names: list[str], what: str) -> None:
@@ -250,7 +250,7 @@ def _data_digest(data: Data) -> str:
 def describe_baseline(baseline: Baseline) -> dict[str, Any]:
     """What a baseline is, JSON-able: its space, and what it builds at its defaults as far as that can be written."""
     described = {"kind": baseline.kind, "about": baseline.about, "space": dict(baseline.space)}
-    if baseline.kind in ("optimizer", "target"):
+    if baseline.kind in ("optimizer", "outside", "target"):
         return {**described, "defaults": dict(baseline.defaults)}
     try:
         return {**described, "defaults": baseline.controller({}, horizon=100).config()}

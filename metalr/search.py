@@ -71,7 +71,7 @@ def search(
         task: what is trained.
         baseline: the contender.
         num_trials: how many candidates.
-        lr_range: factors of the task's base LR.
+        lr_range: factors of the task's base LR, or of the contender's own.
         tuning_seeds: seeds 0, 1, … behind each score: those of a comparison with seed 0.
         criterion: "train" or "valid", the loss that is minimised.
         seed: of the sampler.
@@ -96,9 +96,10 @@ def search(
         proposed = study.ask()
         factor = proposed.suggest_float("lr", low, high, log=True)
         parameters = {name: _suggest(proposed, name, values) for name, values in baseline.space.items()}
-        score, worst = _score(task, baseline, parameters, factor, range(tuning_seeds), criterion, device)
+        base_lr = factor * (task.base_lr if baseline.base_lr is None else baseline.base_lr)
+        score, worst = _score(task, baseline, parameters, factor, base_lr, range(tuning_seeds), criterion, device)
         study.tell(proposed, min(math.log(max(score, 1e-300)), math.log(worst) + _FAILED_ABOVE))
-        trials.append(Trial(parameters, task.base_lr * factor, score))
+        trials.append(Trial(parameters, base_lr, score))
         if progress is not None:
             progress(index + 1, num_trials, baseline.name)
     return SearchResult(trials)
@@ -118,13 +119,14 @@ def _score(
     baseline: Baseline,
     parameters: dict[str, Any],
     factor: float,
+    base_lr: float,
     seeds: range,
     criterion: str,
     device: torch.device | str,
 ) -> tuple[float, float]:
     """Mean loss over the seeds, and the mean untrained loss."""
     pairs = tuple(sorted(parameters.items()))
-    cell = Cell(task.name, baseline.name, "tuning", 0, pairs, factor, task.base_lr * factor, seed=0)
+    cell = Cell(task.name, baseline.name, "tuning", 0, pairs, factor, base_lr, seed=0)
     records, _ = run_cells(task, {baseline.name: baseline}, at_seeds(cell, list(seeds)), device=device)
     score = sum(record[SELECTION[criterion]] for record in records) / len(records)
     return score, sum(record["untrained_loss"] for record in records) / len(records)

@@ -17,11 +17,14 @@ pytestmark = [
 SMALL = ["--task", "teacher-student", "--horizon", "20", "--decisions", "5", "--num-envs", "8", "--episodes", "16"]
 
 
+SHIPPED = "metalr/shipped/mnist1d-mlp.safetensors"
+
+
 def call(*arguments: str) -> None:
     main(list(arguments))
 
 
-@pytest.mark.parametrize("command", ["train", "export", "compare", "find-lr", "list"])
+@pytest.mark.parametrize("command", ["train", "export", "compare", "tune", "find-lr", "list"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         call(command, "--help")
@@ -50,6 +53,27 @@ def test_train_export_compare(tmp_path, capsys):
     assert (tmp_path / "compare" / "report.html").is_file()
     rows = (tmp_path / "compare" / "records.jsonl").read_text().splitlines()
     assert {json.loads(row)["contender"] for row in rows} >= {"constant", "cosine", "mine"}
+
+
+def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path):
+    arguments = ["--tasks", "teacher-student", "quadratic", "--horizon", "40", "--num-lrs", "2", "--draws", "2"]
+    arguments += ["--tuning-seeds", "1", "--report-seeds", "2", "--baselines", "cosine", "--factors", "0.01", "100"]
+    call("compare", *arguments, "--tune-controllers", "--controllers", SHIPPED, "--folder", str(tmp_path))
+    records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert {r["task"] for r in records} == {"teacher-student", "quadratic"}
+    assert {r["base_lr_factor"] for r in records if r["phase"] == "wrong-base"} == {0.01, 100.0}
+    trials = {(r["contender"], r["trial"]) for r in records if r["phase"] == "tuning"}
+    assert trials == {(name, trial) for name in ("cosine", "mnist1d-mlp") for trial in range(4)}
+
+
+def test_tune_prints_the_best_trials(capsys):
+    call("tune", "--task", "teacher-student", "--baseline", "polynomial", "--horizon", "20", "--trials", "4")
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("train loss  base LR")
+    assert len(rows) == 4
+    losses = [float(row.split()[0]) for row in rows]
+    assert losses == sorted(losses)
+    assert "power" in rows[0]
 
 
 def test_a_shipped_controller_becomes_python_and_a_table(tmp_path, capsys):

@@ -1,0 +1,117 @@
+"""Do Schedule-Free and Prodigy make a tuned schedule superfluous?
+
+Schedule-Free (Defazio et al. 2024) promises to need no schedule, Prodigy (Mishchenko and Defazio 2024) no LR. Both come
+from their own packages and are tuned over the same number of LRs as the schedules: around their recommended LR, over
+the same range. Beside them the task's own optimizer with cosine, WSD and a constant LR, and four other optimizers with
+cosine (the ones that set the targets of `all_schedules`).
+
+    pip install 'metalr[optimizers]'
+    python -m experiments.schedule_free
+
+Expected: Schedule-Free is better than a constant LR and about as good as a schedule; Prodigy is good at its own LR, 1.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from experiments.meta_records import print_table, write_records
+from metalr.baselines import OUTSIDE_BASELINES
+from metalr.comparison import Comparison, Settings, compare, progress_bar
+from metalr.tables import result_table
+from metalr.tasks import make_task
+
+_SCHEDULES = ("constant", "cosine", "wsd-linear")
+
+
+@dataclass
+class Args:
+    """Options of the experiment.
+
+    Attributes:
+        tasks: shipped tasks.
+        horizon: inner steps.
+        num_lrs: LRs of the grid, log-spaced over three decades.
+        tuning_seeds, report_seeds: runs behind a score and behind a reported number.
+        folder: of the comparison; it can be stopped and gone on with.
+        smoke: a quick run with small numbers.
+    """
+
+    tasks: tuple[str, ...] = ("mnist1d-mlp", "digits-mlp", "teacher-student")
+    horizon: int = 400
+    num_lrs: int = 11
+    tuning_seeds: int = 3
+    report_seeds: int = 10
+    folder: Path = Path("runs/schedule_free")
+    smoke: bool = False
+
+
+def settings_of(args: Args) -> Settings:
+    """The schedules and the outside optimizers, each with the same number of trials."""
+    return Settings(
+        baselines=(*_SCHEDULES, *OUTSIDE_BASELINES),
+        num_lrs=args.num_lrs,
+        tuning_seeds=args.tuning_seeds,
+        report_seeds=args.report_seeds,
+        factors=(1.0,),
+        wrong_base=tuple(OUTSIDE_BASELINES),
+        targets=True,
+    )
+
+
+def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
+    """A record for each task, table and contender; `untuned` is the loss at the recommended LR."""
+    rows = []
+    for task in comparison.tasks:
+        for criterion in ("train", "valid"):
+            untuned = _untuned(comparison, task, "train_loss" if criterion == "train" else "test_loss")
+            for row in result_table(comparison.records, task, criterion):
+                rows.append(
+                    {
+                        "experiment": "schedule_free",
+                        "task": task,
+                        "chosen_on": criterion,
+                        "contender": row["contender"],
+                        "kind": row["kind"],
+                        "base_lr": row["base_lr"],
+                        "iqm": row["iqm"],
+                        "low": row["iqm_low"],
+                        "high": row["iqm_high"],
+                        "over_best": row["over_best"].value,
+                        "untuned": untuned.get(row["contender"]),
+                    }
+                )
+    return rows
+
+
+def _untuned(comparison: Comparison, task: str, loss: str) -> dict[str, float]:
+    """Median loss of the outside optimizers at the LR that their packages recommend."""
+    found: dict[str, list[float]] = {}
+    for record in comparison.records:
+        if record["task"] == task and record["phase"] == "wrong-base":
+            found.setdefault(record["contender"], []).append(record[loss])
+    return {name: float(torch.tensor(values, dtype=torch.float64).quantile(0.5)) for name, values in found.items()}
+
+
+def main(args: Args) -> None:
+    """Compare, publish the records, print."""
+    torch.set_num_threads(1)
+    if args.smoke:
+        args.tasks, args.horizon, args.num_lrs, args.tuning_seeds = ("teacher-student",), 20, 2, 1
+        args.report_seeds, args.folder = 2, Path("runs/schedule_free-smoke")
+    tasks = [make_task(name, horizon=args.horizon) for name in args.tasks]
+    comparison = compare(tasks, args.folder, settings_of(args), progress=progress_bar())
+    rows = rows_of(comparison)
+    write_records("schedule_free", rows, args.smoke)
+    for task in args.tasks:
+        for criterion in ("train", "valid"):
+            shown = [row for row in rows if (row["task"], row["chosen_on"]) == (task, criterion)]
+            print(f"\n{task}: chosen on {criterion}")
+            print_table(shown, ("contender", "base_lr", "iqm", "low", "high", "over_best", "untuned"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
