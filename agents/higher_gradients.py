@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalr.agents.meta_gradients import MetaGradient
 from metalr.agents.unrolls import check_meta_loss
-from metalr.datasets import Batch
+from metalr.data import Batch
 from metalr.learned import Learned, OpenLoop, ParameterLR
 from metalr.training import BatchedRuns, ParameterLayout
 

@@ -20,7 +20,8 @@ from metalr.agents.meta_gradients import Route, meta_gradient
 from metalr.agents.pes import Estimate
 from metalr.agents.unrolls import check_meta_loss
 from metalr.learned import Learned, MetaVector
-from metalr.tasks import Task, draw_base_lr
+from metalr.task import Task
+from metalr.tasks import draw_base_lr
 from metalr.training import BatchedRuns
 
 OUTER_OPTIMIZERS = ("adam", "sgd")

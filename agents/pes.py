@@ -15,7 +15,8 @@ from metalr import seeding
 from metalr.agents.unrolls import Carry, Unroll, check_meta_loss, leaves, replace_leaves
 from metalr.learned import Learned, MetaVector, OpenLoop
 from metalr.schedules import Schedule
-from metalr.tasks import Task, draw_base_lr
+from metalr.task import Task
+from metalr.tasks import draw_base_lr
 from metalr.training import BatchedRuns
 
 

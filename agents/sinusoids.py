@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from metalr import models, seeding
-from metalr.datasets import SPLITS, Batch, Data
+from metalr.data import SPLITS, Batch, Data
 from metalr.learned import ParameterLR
-from metalr.tasks import Task
+from metalr.task import Task
 from metalr.training import BatchedRuns
 
 

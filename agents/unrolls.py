@@ -14,8 +14,9 @@ from torch.func import vmap
 from metalr import actions, observations, schedules, stats
 from metalr.actions import ActionState
 from metalr.controllers import decision_steps
-from metalr.datasets import Batch
-from metalr.learned import ClosedLoop, Learned, OpenLoop
+from metalr.data import Batch
+from metalr.learned import Learned, OpenLoop
+from metalr.learned_policies import ClosedLoop
 from metalr.observations import Context, ObservationState
 from metalr.stats import RunStats
 from metalr.training import BatchedRuns, RunState, TrainingStep

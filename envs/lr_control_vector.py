@@ -11,7 +11,8 @@ from gymnasium.vector.utils import batch_space
 from metalr.actions import ActionSpec
 from metalr.envs.spaces import action_space, observation_space
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 
 TaskLike = str | Task | Sequence[Task]
 

@@ -19,7 +19,8 @@ from metalr.observations import NUM_FEATURES, Context, visibility
 from metalr.registry import look_up
 from metalr.schedules import Schedule
 from metalr.stats import RunStats
-from metalr.tasks import Task, draw_base_lr
+from metalr.task import Task
+from metalr.tasks import draw_base_lr
 from metalr.training import BatchedRuns
 
 # Examples of a split behind the potential at the end of an episode.

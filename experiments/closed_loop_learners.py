@@ -32,7 +32,7 @@ from metalr.agents.sb3_training import Budget
 from metalr.checkpoints import load_controller, save_controller
 from metalr.comparison import Settings, compare
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.learned import GRUPolicy, MLPPolicy
+from metalr.learned_policies import GRUPolicy, MLPPolicy
 from metalr.recurrent import controller_of
 from metalr.schedules import Linear
 from metalr.tables import wrong_base_table

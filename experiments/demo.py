@@ -29,7 +29,8 @@ from metalr.comparison import Settings, compare, progress_bar
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.report_grids import result_grid
 from metalr.schedules import Linear
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 
 BLIND = "state-blind policy"
 

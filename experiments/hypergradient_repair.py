@@ -26,8 +26,9 @@ from torch.nn import functional
 from experiments.meta_records import figure_path, print_table, write_records
 from metalr import aggregates, datasets, models
 from metalr.hypergradient import Hypergradient
+from metalr.losses import accuracy
 from metalr.optimizers import SGD, InnerOptimizer
-from metalr.tasks import Task, accuracy
+from metalr.task import Task
 from metalr.training import BatchedRuns
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

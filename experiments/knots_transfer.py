@@ -30,7 +30,8 @@ from metalr.agents.pes import PES
 from metalr.learned import KnotLR
 from metalr.recurrent import controller_of
 from metalr.schedules import WSD, Constant, Cosine, Linear, Schedule, Warmup
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 
 CLASSICS: dict[str, Schedule] = {

@@ -23,9 +23,9 @@ from torch.nn import functional
 from experiments.meta_records import figure_path, print_table, write_records
 from metalr import datasets, models
 from metalr.agents.maml import MetaGradients, MetaTrainer, OuterConfig
-from metalr.datasets import Batch, Data
+from metalr.data import Batch, Data
 from metalr.learned import ConstantLR, KnotLR, OpenLoop
-from metalr.tasks import Task
+from metalr.task import Task
 
 
 @dataclass

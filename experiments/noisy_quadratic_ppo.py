@@ -1,6 +1,6 @@
 """How close does PPO come to the best possible LR schedule, on a problem whose optimum is known?
 
-The noisy quadratic of `noisy_quadratic_optimum`, T inner steps, 40 decisions, the constant LR 1 as its base. The
+The noisy quadratic of `noisy_quadratic`, T inner steps, 40 decisions, the constant LR 1 as its base. The
 actions are bounded to LRs between 0.05 and the cap 2. What is measured is the deterministic policy at the last step.
 
     python -m experiments.noisy_quadratic_ppo
@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from experiments.meta_records import print_table, write_records
-from experiments.noisy_quadratic_optimum import CAP, decision_mixing, expected_loss, optimum
+from experiments.noisy_quadratic import CAP, decision_mixing, expected_loss, optimum
 from metalr.actions import ActionSpec
 from metalr.agents.ppo import PPOSettings, train_ppo
 from metalr.agents.sb3_training import Budget
@@ -37,7 +37,7 @@ class Args:
     """Inner steps in a run; multiples of the decisions, with at least two for each."""
     decisions: int = 40
     """LRs that PPO chooses in a run."""
-    episodes: int = 19200
+    episodes: int = 38400
     """Runs that it learns from."""
     num_envs: int = 32
     """Runs that advance together."""
@@ -51,9 +51,9 @@ class Args:
 
 SETTINGS = PPOSettings(
     learning_rate=2e-3,
-    final_learning_rate=1e-4,
+    final_learning_rate=3e-5,
     log_std_init=-2.0,
-    final_log_std=-3.5,
+    final_log_std=-4.5,
     gae_lambda=1.0,
     n_epochs=10,
 )
@@ -62,7 +62,7 @@ SETTINGS = PPOSettings(
 def learn(horizon: int, seed: int, args: Args) -> dict:
     """Train PPO and measure its schedule; one record."""
     task = make_task("noisy-quadratic", horizon=horizon, base_lr=1.0)
-    action = ActionSpec(alpha=2.0, low=0.05, high=CAP)
+    action = ActionSpec(alpha=3.0, low=0.05, high=CAP)
     config = EnvConfig(
         decisions=args.decisions, schedule=Constant(), action=action, base_lr_range=(1.0, 1.0), visible=args.visible
     )

@@ -28,7 +28,7 @@ import tyro
 from scipy.optimize import minimize_scalar
 
 from experiments.meta_records import figure_path, print_table, write_records
-from experiments.noisy_quadratic_optimum import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
+from experiments.noisy_quadratic import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
 from metalr.baselines import BASELINES, Baseline
 
 # The search follows this many groups of the slow directions in place of each one; the result does not.

@@ -20,7 +20,8 @@ from experiments.meta_records import print_table, write_records
 from metalr.checkpoints import load_controller
 from metalr.comparison import Settings, compare, progress_bar
 from metalr.tables import wrong_base_table
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 
 TASKS: dict[str, dict] = {
     "mnist1d-mlp, T 200 (its own)": {"task": "mnist1d-mlp", "horizon": 200},

@@ -9,7 +9,8 @@ for x, y in loader:
 from metalr.checkpoints import load_card, load_controller, load_scheduler, save_controller
 from metalr.learned_scheduler import LearnedLR
 from metalr.schedulers import ScheduleLR
-from metalr.tasks import FAMILIES, TASKS, Task, TaskFamily, make_task
+from metalr.task import Task
+from metalr.tasks import FAMILIES, TASKS, TaskFamily, make_task
 
 __version__ = "0.1.0"
 

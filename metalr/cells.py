@@ -16,13 +16,13 @@ from torch import Tensor
 from metalr.baselines import Baseline
 from metalr.control import ControlLoop
 from metalr.controllers import Controller, ScheduleController, decision_steps
-from metalr.datasets import SPLITS
+from metalr.data import SPLITS
 from metalr.executors import join_states
 from metalr.optimizers import InnerOptimizer
 from metalr.outside_optimizers import LoneRun
 from metalr.records import Record
 from metalr.stats import RunStats
-from metalr.tasks import Task
+from metalr.task import Task
 from metalr.training import BatchedRuns
 
 Curves = Literal["none", "train", "full"]

@@ -19,7 +19,7 @@ from metalr.cells import Cell, Curves, chunks, run_cells
 from metalr.comparison_plan import Plan, Settings, trials_of
 from metalr.controllers import Controller
 from metalr.records import RECORDS, Record, RunFolder, read_config, read_curves, read_lines
-from metalr.tasks import Task
+from metalr.task import Task
 
 __all__ = ["Comparison", "Progress", "Settings", "compare", "load", "progress_bar", "trials_of"]
 

@@ -15,12 +15,12 @@ from metalr.baselines import CLASSIC, Baseline, get_baseline, of_controller, tar
 from metalr.cells import Cell, at_seeds
 from metalr.controllers import Controller, decision_steps
 from metalr.controls import controls_of, mean_replay
-from metalr.datasets import Data, TensorData
+from metalr.data import Data, TensorData
 from metalr.evaluation import run_episode
 from metalr.optimizers import ExpectedSGD
 from metalr.records import Record
 from metalr.tables import SELECTION, best_trial
-from metalr.tasks import Task
+from metalr.task import Task
 from metalr.training import BatchedRuns
 
 # Report seeds start this far above tuning seeds, and another comparison seed this far above both.

@@ -4,18 +4,20 @@ Every executor is a function of the state: `(state, interval) -> (state, RunStat
 `TrainingStep`. Knows nothing of seeds to come, resets or evaluation.
 """
 
+import itertools
 import logging
 import time
+import types
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalr import stats
-from metalr.datasets import Batch, Data
+from metalr.data import Batch, Data
 from metalr.stats import RunStats
 from metalr.step import ParameterLayout, RunState, TrainingStep, divergence_limit
 
@@ -23,6 +25,10 @@ log = logging.getLogger("metalr")
 
 Advance = Callable[[RunState, Batch, Tensor], tuple[RunState, Tensor, Tensor]]
 
+# On CUDA, have the compiler choose reduction kernels by rule. Chosen by the clock they may be faster, but they differ
+# from process to process then, and the last bits of a run with them.
+KERNELS_BY_RULE = True
+_compilations = itertools.count()
 # Bytes of one tensor of a chunk of runs, on a CPU: an operation's inputs and outputs then stay in its cache.
 _CHUNK_BYTES = 1 << 19
 # A compiled CPU step costs about so many seconds once, and saves this share of the eager one's time. The first is on
@@ -104,9 +110,12 @@ class Executor(ABC):
 
     Attributes:
         preparation_seconds: spent on compiling and capturing so far.
+        how: "step by step", "compiled", "one graph" or "one graph, compiled": what is really done, after whatever
+            had to be given up.
     """
 
     preparation_seconds = 0.0
+    how = "step by step"
 
     def __init__(self, step: TrainingStep, data: Data) -> None:
         self.step = step
@@ -184,9 +193,13 @@ class CompiledExecutor(EagerExecutor):
         self._compiled: Advance | None = None
         self._tried = False
         try:
-            self._compiled = torch.compile(step)
+            self._compiled = compiled(step)
         except Exception as error:
             _warn("torch.compile", "training goes on eagerly", error)
+
+    @property
+    def how(self) -> str:  # type: ignore[override]
+        return "step by step" if self._compiled is None else "compiled"
 
     def _unroll(self, state: RunState, interval: Interval) -> tuple[RunState, RunStats]:
         if self._compiled is None:
@@ -207,6 +220,27 @@ class CompiledExecutor(EagerExecutor):
             self._tried = True
             self._prepared("compiling the training step", started)
         return result
+
+
+def compiled(step: TrainingStep) -> Advance:
+    """The step by `torch.compile`, for one executor and one number of runs.
+
+    torch counts compilations by code object and gives up silently after eight: the ninth network of a process would
+    train eagerly. By the code's name it remembers numbers of runs, of which the second becomes a variable, with slower
+    kernels. Code and a name for each executor keep executors out of each other's way.
+    """
+
+    def advance(state: RunState, batch: Batch, lr: Tensor) -> tuple[RunState, Tensor, Tensor]:
+        return step(state, batch, lr)
+
+    own_code = advance.__code__.replace(co_name=f"advance_{next(_compilations)}")
+    own = types.FunctionType(own_code, advance.__globals__, own_code.co_name, None, advance.__closure__)
+    settings: dict[str, Any] = {}
+    if KERNELS_BY_RULE and step.device.type == "cuda":
+        from torch._inductor import config  # slow to import, and only needed here
+
+        settings = {"options": {"deterministic": True}} if hasattr(config, "deterministic") else {}
+    return torch.compile(own, **settings)
 
 
 def _warn(what: str, instead: str, error: Exception) -> None:

@@ -7,13 +7,14 @@ whoever holds an earlier state keeps it.
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metalr.datasets import Data
-from metalr.executors import Advance, EagerExecutor, Executor, Interval, _warn, run_interval
+from metalr.data import Data
+from metalr.executors import Advance, EagerExecutor, Executor, Interval, _warn, compiled, run_interval
 from metalr.stats import RunStats
 from metalr.step import RunState, TrainingStep
 
@@ -76,21 +77,52 @@ def capture(work: Work, state: RunState, interval: Interval, pool: Any = None) -
         pool: memory that graphs share which are never replayed at the same time.
 
     Raises:
-        RuntimeError: the work cannot be captured; torch says why.
+        Exception: the work cannot be captured; the first error that was met, which is the one that says why.
     """
     device = state.params.device
     buffers = Buffers(state, interval)
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device), torch.no_grad():
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        here, side = torch.cuda.current_stream(), _side_stream()
+        side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
                 work(buffers.state, buffers.interval)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            new_state, stats = work(buffers.state, buffers.interval)
+        here.wait_stream(side)
+        new_state, stats = _record(graph, lambda: work(buffers.state, buffers.interval), pool, side)
     return Captured(buffers, graph.replay, new_state, stats)
+
+
+def _record(
+    graph: torch.cuda.CUDAGraph,
+    work: Callable[[], tuple[RunState, RunStats]],
+    pool: Any,
+    side: torch.cuda.Stream,
+) -> tuple[RunState, RunStats]:
+    """Do the work on a side stream while the graph records it."""
+    here = torch.cuda.current_stream()
+    cause: Exception | None = None
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=side):
+            try:
+                return work()
+            except Exception as error:
+                cause = error
+                raise
+    except Exception as error:
+        # Ending a broken capture raises as well: its error hides the cause, and the stream stays switched.
+        torch.cuda.set_stream(here)
+        raise cause or error from None
+
+
+@lru_cache
+def _side_stream_of(index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index)
+
+
+def _side_stream() -> torch.cuda.Stream:
+    """One for each device and all its graphs: the matrix library holds a workspace for each stream that it has seen."""
+    return _side_stream_of(torch.cuda.current_device())
 
 
 class GraphExecutor(Executor):
@@ -110,7 +142,7 @@ class GraphExecutor(Executor):
         self.advance: Advance = step
         if compile:
             try:
-                self.advance = torch.compile(step)
+                self.advance = compiled(step)
             except Exception as error:
                 _warn("torch.compile", "the plain step is captured", error)
         self._captured: dict[tuple[int, ...], Captured] = {}
@@ -129,20 +161,32 @@ class GraphExecutor(Executor):
         """What is captured."""
         return run_interval(self.advance, self.step.layout, state, self._batches(state, interval), interval.lr)
 
+    @property
+    def how(self) -> str:  # type: ignore[override]
+        if self._eager is not None:
+            return self._eager.how
+        return "one graph" if self.advance is self.step else "one graph, compiled"
+
     def _prepare(self, key: tuple[int, ...], state: RunState, interval: Interval) -> None:
         started = time.perf_counter()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         try:
             try:
-                self._captured[key] = capture(self.work, state, interval, self._pool)
+                self._capture(key, state, interval)
             except Exception as error:
                 if self.advance is self.step:
                     raise
                 _warn("capturing the compiled step", "the plain step is captured", error)
                 self.advance = self.step
-                self._captured[key] = capture(self.work, state, interval, self._pool)
+                self._capture(key, state, interval)
         except Exception as error:
             _warn("capturing a CUDA graph", "training goes on step by step", error)
             self._eager = EagerExecutor(self.step, self.data)
+            self._captured.clear()  # and the memory with them
         self._prepared(f"capturing an interval of {key[0]} inner steps", started)
+
+    def _capture(self, key: tuple[int, ...], state: RunState, interval: Interval) -> None:
+        pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
+        # A pool in which a capture broke off may not be captured into again: it is kept only after a success.
+        self._pool = None
+        self._captured[key] = capture(self.work, state, interval, pool)
+        self._pool = pool

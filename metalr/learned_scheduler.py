@@ -6,7 +6,6 @@ with matrices, and drives the same `ControlLoop`.
 
 import sys
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +18,10 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 from metalr.agreement import Agreement, connect, furthest_state
 from metalr.control import ControlLoop
 from metalr.controllers import Controller, decision_steps
+from metalr.decision_rows import decision_row, explain_row
 from metalr.loss_log import Loss, LossLog, mean_by_update
 from metalr.measurement import OptimizerMeter, Scope
-from metalr.observations import FEATURE_NAMES, feature
+from metalr.observations import feature
 from metalr.schedulers import (
     adopt_new_groups,
     check_horizon,
@@ -33,11 +33,12 @@ from metalr.schedulers import (
 )
 from metalr.schedules import Constant
 from metalr.stats import RunStats, loss_stats
+from metalr.step_hooks import attach_hooks
 
 # So many updates between two calls of step() look like one call per epoch.
 _EPOCH_LIKE = 8
 # Values of the base schedule that are computed together.
-_AHEAD = 32
+_AHEAD = 64
 # Decisions that `history` remembers, the latest ones.
 _HISTORY = 1000
 
@@ -187,7 +188,7 @@ class LearnedLR(LRScheduler):
     @property
     def history(self) -> list[dict[str, Any]]:
         """What each decision saw and did, the latest thousand; `explain` says how to read one."""
-        return [self._explain_row(row) for row in self._rows]
+        return [explain_row(row) for row in self._rows]
 
     def explain(self) -> dict[str, Any]:
         """What the last decision saw and did.
@@ -197,21 +198,10 @@ class LearnedLR(LRScheduler):
             for each controlled group; `lr` in force now, one for each parameter group.
         """
         row = self._rows[-1] if self._rows else self._row()
-        return self._explain_row(row) | {"lr": [float(group["lr"]) for group in self.optimizer.param_groups]}
+        return explain_row(row) | {"lr": [float(group["lr"]) for group in self.optimizer.param_groups]}
 
     def _row(self) -> Tensor:
-        """The last decision, `(num_groups, 2 + NUM_FEATURES)`: update, multiplier, features."""
-        multiplier = self._loop.multiplier[0][:, None]
-        return torch.cat([torch.full_like(multiplier, self._updates), multiplier, self._loop.observation[0]], 1)
-
-    @staticmethod
-    def _explain_row(row: Tensor) -> dict[str, Any]:
-        updates, multiplier, *features = row.T.tolist()
-        return {
-            "updates": int(updates[0]),
-            "features": dict(zip(FEATURE_NAMES, features, strict=True)),
-            "lr_multiplier": multiplier,
-        }
+        return decision_row(self._updates, self._loop.multiplier[0], self._loop.observation[0])
 
     # What torch's own classes call
 
@@ -291,14 +281,7 @@ class LearnedLR(LRScheduler):
     # Around each update
 
     def _attach(self) -> None:
-        # The optimizer holds the hooks; a weak reference keeps scheduler and optimizer from keeping each other alive.
-        self._handles = []
-        if self._uses_hooks:
-            me = weakref.ref(self)
-            self._handles = [
-                self.optimizer.register_step_pre_hook(_PreHook(me, "_before_update")),
-                self.optimizer.register_step_post_hook(_Hook(me, "_after_update")),
-            ]
+        self._handles = attach_hooks(self, "_before_update", "_after_update") if self._uses_hooks else []
 
     def _before_update(self) -> None:
         if self.last_epoch < 0:  # waiting for its turn in a SequentialLR
@@ -391,7 +374,7 @@ class LearnedLR(LRScheduler):
     # Decisions
 
     def _plan(self, horizon: int | None) -> None:
-        self._ahead: dict[int, float] = {}
+        self._ahead: tuple[int, list[float]] = (-1, [])
         if horizon is not None:
             self.horizon = check_horizon(horizon)
             self._stops = decision_steps(self.horizon, self.decisions)[1:]
@@ -482,11 +465,17 @@ class LearnedLR(LRScheduler):
         return [float(base) * factor * m for base, m in zip(self.base_lrs, multiplier, strict=True)]
 
     def _base_factor(self) -> float:
-        """What the base schedule has for the coming update. Some are computed at once, which is when it is quick."""
-        if self._updates not in self._ahead:
-            coming = range(self._updates, self._updates + _AHEAD)
-            self._ahead = {u: self.controller.schedule(u / self.horizon if self.horizon else 0.0) for u in coming}
-        return self._ahead[self._updates]
+        """What the base schedule has for the coming update.
+
+        A whole block is computed at once, which is quicker than number by number. Blocks begin at multiples of their
+        size, so that a resumed run computes the same ones.
+        """
+        block, index = divmod(self._updates, _AHEAD)
+        if self._ahead[0] != block:
+            updates = torch.arange(block * _AHEAD, (block + 1) * _AHEAD, dtype=torch.float64)
+            progress = updates / self.horizon if self.horizon else torch.zeros_like(updates)
+            self._ahead = block, self.controller.schedule(progress).tolist()
+        return self._ahead[1][index]
 
     def _write_lr(self) -> None:
         adopt_new_groups(self)
@@ -512,41 +501,3 @@ class LearnedLR(LRScheduler):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(f"LearnedLR: {message}.", UserWarning, stacklevel=4)
-
-
-class _Hook:
-    """Calls a method of a scheduler that may be gone, around `optimizer.step`."""
-
-    def __init__(self, scheduler: "weakref.ref[LearnedLR]", method: str) -> None:
-        self.scheduler = scheduler
-        self.method = method
-
-    def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        scheduler = self.scheduler()
-        if scheduler is not None and scheduler.optimizer is optimizer:
-            getattr(scheduler, self.method)()
-
-
-class _PreHook(_Hook):
-    """The same before an update: after the closure where there is one, since gradients come about in it."""
-
-    def __call__(  # type: ignore[override]
-        self, optimizer: Optimizer, args: tuple, kwargs: dict
-    ) -> tuple[tuple, dict] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            super().__call__(optimizer, args, kwargs)
-            return None
-        calls = 0
-
-        def observed() -> Any:
-            nonlocal calls
-            result = closure()
-            calls += 1
-            if calls == 1:  # LBFGS asks again and again within one update
-                super(_PreHook, self).__call__(optimizer, args, kwargs)
-            return result
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": observed}
-        return (args[0], observed, *args[2:]), kwargs

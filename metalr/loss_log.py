@@ -35,8 +35,10 @@ class LossLog:
             return
         if loss.numel() != 1:
             raise ValueError(f"got a loss of shape {tuple(loss.shape)}, expected one number: pass loss.mean()")
-        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards.
-        self._entries.append((update, (loss.detach() if loss.dim() == 0 else loss.detach().reshape(())).clone()))
+        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. On a CPU
+        # a number is the quickest one.
+        on_host = loss.device.type == "cpu"
+        self._entries.append((update, loss.item() if on_host else loss.detach().reshape(()).clone()))
 
     def take(self, before: int) -> tuple[list[int], Tensor]:
         """Remove the losses of the updates below `before`: their updates, and their values as one float64 vector."""
@@ -59,11 +61,12 @@ class LossLog:
 
 def _join(losses: list[Tensor | float]) -> Tensor:
     tensors = [loss for loss in losses if isinstance(loss, Tensor)]
+    if not tensors:
+        return torch.tensor(losses, dtype=torch.float64)
     if len({(loss.dtype, loss.device) for loss in tensors}) == 1 and len(tensors) == len(losses):
         return torch.stack(tensors).double()
-    device = max((loss.device for loss in tensors), key=lambda d: d.type != "cpu", default=torch.device("cpu"))
-    values = [torch.as_tensor(loss, dtype=torch.float64, device=device) for loss in losses]
-    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
+    device = max((loss.device for loss in tensors), key=lambda d: d.type != "cpu")
+    return torch.stack([torch.as_tensor(loss, dtype=torch.float64, device=device) for loss in losses])
 
 
 def mean_by_update(updates: list[int], losses: list[float]) -> dict[int, float]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from metalr import figures
-from metalr.tasks import Task
+from metalr.task import Task
 from metalr.training import BatchedRuns
 
 # Inner steps behind one point of the curve.

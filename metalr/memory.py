@@ -6,12 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metalr.datasets import Batch
+from metalr.data import Batch
 from metalr.step import TrainingStep
 
 # Copies of a run's flat row beside its weights and the optimizer's buffers: the gradients of the last two steps, the
 # weights before the last, the new weights and buffers of an update made out of place, and its intermediate results.
 _ROWS = 8
+# On CUDA a state is there four times: before the interval, in the graph's input and in its output, and handed out. Rows
+# of temporaries lie in the graph's own memory, and as much outside it while weights are drawn from 64-bit integers.
+_GRAPH_STATES, _GRAPH_ROWS = 4, 2 * _ROWS
 # Share of the free memory that is left to everything else.
 _RESERVE = 0.1
 
@@ -43,15 +46,26 @@ def footprint(step: TrainingStep, batch: Batch | None, dtype: torch.dtype) -> Fo
 
     Args:
         step: of the task.
-        batch: inputs and targets `(1, batch, …)`; None where no minibatch can be had without using one up.
+        batch: inputs and targets `(num_runs, batch, …)` of one run, or of several where these take another way through
+            the network; None where no minibatch can be had without using one up.
         dtype: of the weights.
     """
     layout = step.layout
-    rows = 1 + len(step.task.optimizer.init(torch.empty(0))) + _ROWS
+    rows = 1 + len(step.task.optimizer.init(torch.empty(0)))
+    rows = _GRAPH_STATES * rows + _GRAPH_ROWS if step.device.type == "cuda" else rows + _ROWS
     row_bytes = layout.num_params * dtype.itemsize
     state = row_bytes * rows
     if batch is None:
         return Footprint(state, 0, 0, row_bytes)
+    sizes = _kept_sizes(step, batch, dtype)
+    num_runs = len(batch[0])
+    size_of_batch = sum(part.numel() * part.element_size() for part in batch) // num_runs
+    largest = max(row_bytes, max(sizes, default=0) // num_runs)
+    return Footprint(state, 2 * sum(sizes) // num_runs, size_of_batch, largest)
+
+
+def _kept_sizes(step: TrainingStep, batch: Batch, dtype: torch.dtype) -> list[int]:
+    """Bytes of each tensor that a forward pass keeps for the backward pass."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -59,13 +73,11 @@ def footprint(step: TrainingStep, batch: Batch | None, dtype: torch.dtype) -> Fo
         sizes[storage.data_ptr()] = min(storage.nbytes(), tensor.numel() * tensor.element_size())
         return tensor
 
-    device = next(step.module.parameters()).device
-    row = torch.zeros(1, layout.num_params, dtype=dtype, device=device, requires_grad=True)
+    shape = len(batch[0]), step.layout.num_params
+    rows = torch.zeros(shape, dtype=dtype, device=batch[0].device, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step.losses(row, *batch)
-    kept = sum(sizes.values())
-    size_of_batch = sum(part.numel() * part.element_size() for part in batch)
-    return Footprint(state, 2 * kept, size_of_batch, max(row_bytes, *sizes.values(), 0))
+        step.losses(rows, *batch)
+    return list(sizes.values())
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from metalr import actions, schedules
 from metalr.actions import ActionSpec, ActionState
 from metalr.controllers import Controller, PolicyController, PolicyNetwork, ScheduleController
-from metalr.learned import ClosedLoop, GRUPolicy, Learned, MLPPolicy, OpenLoop, gru_cell
+from metalr.learned import Learned, OpenLoop
+from metalr.learned_policies import ClosedLoop, GRUPolicy, MLPPolicy, gru_cell
 from metalr.observations import NUM_FEATURES, feature
 
 _NAMES = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional
 
-from metalr import tasks
+from metalr import losses
 
 RunLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +36,7 @@ def over_runs(function: Callable[[Tensor, Tensor], Tensor]) -> RunLoss:
 
 def _token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
-        return vmap(tasks.token_cross_entropy)(outputs, targets)
+        return vmap(losses.token_cross_entropy)(outputs, targets)
     each = functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
     return each.view(len(outputs), -1).sum(1) / (targets.flatten(1) != _IGNORED).sum(1)
 
@@ -66,8 +66,8 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 _KNOWN: dict[Callable, RunLoss] = {
     functional.cross_entropy: _cross_entropy,
     functional.mse_loss: _mse_loss,
-    tasks.token_cross_entropy: _token_cross_entropy,
-    tasks.noisy_quadratic_loss: tasks.noisy_quadratic_loss,
-    tasks._squared_distance: _squared_distance,
-    tasks.accuracy: _accuracy,
+    losses.token_cross_entropy: _token_cross_entropy,
+    losses.noisy_quadratic_loss: losses.noisy_quadratic_loss,
+    losses.squared_distance: _squared_distance,
+    losses.accuracy: _accuracy,
 }

@@ -14,7 +14,7 @@ import torch
 from metalr.baselines import Baseline
 from metalr.cells import Cell, at_seeds, run_cells
 from metalr.tables import SELECTION, Criterion
-from metalr.tasks import Task
+from metalr.task import Task
 
 # A failed trial counts as this many e-folds above the untrained loss: a sampler cannot model infinity.
 _FAILED_ABOVE = 1.0

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from metalr.datasets import Batch
+from metalr.data import Batch
 from metalr.models import takes_runs
 from metalr.optimizers import OptimizerState
 from metalr.run_losses import over_runs
-from metalr.tasks import Loss, Task
+from metalr.task import Loss, Task
 
 # A run whose loss exceeds this multiple of its first loss has diverged.
 DIVERGED_AT = 100.0
@@ -172,6 +172,7 @@ class TrainingStep:
         self.task = task
         self.layout = layout
         self.module = module
+        self.device = next(module.parameters()).device
         frozen = any(not p.requires_grad for p in module.parameters())
         # Weights, inputs and outputs of all runs in one call of the module, without vmap.
         self.takes_runs = takes_runs(module) and not frozen

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalr import memory, seeding
-from metalr.datasets import Batch, LoaderData, Split, TensorData
+from metalr.data import Batch, LoaderData, Split, TensorData
 from metalr.executors import (
     CompiledExecutor,
     EagerExecutor,
@@ -26,7 +26,7 @@ from metalr.graphs import GraphExecutor
 from metalr.models import seeded_parameters
 from metalr.stats import RunStats
 from metalr.step import DIVERGED_AT, ParameterLayout, RunState, TrainingStep
-from metalr.tasks import Task
+from metalr.task import Task
 
 __all__ = ["DIVERGED_AT", "BatchedRuns", "Evaluation", "ParameterLayout", "Probe", "RunState", "TrainingStep"]
 
@@ -218,7 +218,7 @@ class BatchedRuns:
         params, variants, diverged = self.state.params, self.variants, self.state.diverged
         if which is not None:
             params, variants, diverged = params[which], variants[which], diverged[which]
-        size = self._evaluated_together or max(len(params), 1)
+        size = self._evaluated_together
         rows = [slice(start, start + size) for start in range(0, max(len(params), 1), size)]
         with torch.no_grad():
             parts = [self._evaluate(split, max_examples, params[part], variants[part]) for part in rows]
@@ -244,10 +244,10 @@ class BatchedRuns:
         return loss / seen, metric / seen
 
     def _sample_batch(self) -> Batch | None:
-        """A minibatch that nobody misses, `(1, batch, …)`."""
+        """A minibatch that nobody misses, `(1, batch, …)`; of two runs where all go through the network at once."""
         if not isinstance(self.data, TensorData):
             return None
-        zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        zero = torch.zeros(1 if self.device.type == "cpu" else 2, dtype=torch.int64, device=self.device)
         return next(iter(self.data.batches(zero, zero, zero, 1, self.task.batch_size)))
 
     def _executor(self, compile: bool, capture: bool, chunk: int | None) -> Executor:
@@ -256,12 +256,12 @@ class BatchedRuns:
         return (CompiledExecutor if compile else EagerExecutor)(self.step, self.data, chunk)
 
     @property
-    def _evaluated_together(self) -> int | None:
-        """Runs that an evaluation on a CPU takes at once; None for all."""
+    def _evaluated_together(self) -> int:
+        """Runs that an evaluation takes at once."""
         if self.num_runs == 1:
             return 1
-        if self.device.type != "cpu":
-            return None
+        if self.device.type != "cpu":  # at most four times the examples of an inner step: so much memory is there
+            return max(4 * self.num_runs * self.task.batch_size // _EVALUATION_CHUNK, 64)
         examples = max(_EVALUATION_CHUNK // self.task.batch_size, 1)
         return chunk_size(self.num_runs, self.footprint.tensor * examples, equal=False)
 

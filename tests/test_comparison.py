@@ -20,7 +20,8 @@ from metalr.controls import ReplayController, controls_of, mean_replay, untraine
 from metalr.evaluation import run_episode
 from metalr.observations import NUM_FEATURES
 from metalr.records import RunFolder, difference, from_line, to_line
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 
 SMALL = Settings(

@@ -23,7 +23,7 @@ from metalr.controllers import (
     ScheduleController,
     decision_steps,
 )
-from metalr.learned import GRUPolicy
+from metalr.learned_policies import GRUPolicy
 from metalr.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
 from metalr.recurrent import controller_of
 from metalr.schedules import Constant, Cosine

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from metalr import datasets
-from metalr.datasets import SPLITS, LoaderData, TensorData
+from metalr.data import SPLITS, LoaderData, TensorData
 
 SEEDS = torch.tensor([3, 4, 5])
 ZEROS = torch.zeros(3, dtype=torch.int64)

@@ -11,10 +11,12 @@ from torch.nn import functional
 from metalr.actions import ActionSpec
 from metalr.controllers import PolicyController, PolicyNetwork, ScheduleController, decision_steps
 from metalr.evaluation import interval_lr, record_rows, run_episode
+from metalr.losses import accuracy
 from metalr.models import MLP
 from metalr.observations import FEATURE_NAMES, NUM_FEATURES, feature
 from metalr.schedules import Constant, Cosine, Linear, Warmup
-from metalr.tasks import Task, accuracy, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 
 SEEDS = torch.tensor([4, 8, 15])

@@ -19,7 +19,8 @@ from metalr.models import MLP, ConvNet
 from metalr.observations import FEATURE_NAMES, NUM_FEATURES
 from metalr.optimizers import OPTIMIZERS
 from metalr.schedules import Constant, Cosine, Linear, OneCycle, Warmup
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 
 HORIZON, DECISIONS = 53, 7  # does not divide

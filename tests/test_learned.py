@@ -8,17 +8,8 @@ import torch
 from metalr import observations, schedules
 from metalr.actions import ActionSpec
 from metalr.controllers import ScheduleController
-from metalr.learned import (
-    ClassicLR,
-    ConstantLR,
-    GRUPolicy,
-    KnotLR,
-    MetaVector,
-    MLPPolicy,
-    OpenLoop,
-    ParameterLR,
-    StepwiseLR,
-)
+from metalr.learned import ClassicLR, ConstantLR, KnotLR, MetaVector, OpenLoop, ParameterLR, StepwiseLR
+from metalr.learned_policies import GRUPolicy, MLPPolicy
 from metalr.recurrent import RecurrentPolicyController, controller_of
 from metalr.schedules.knots import Knots
 

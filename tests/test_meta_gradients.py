@@ -10,9 +10,11 @@ from torch.nn import functional
 from metalr import models
 from metalr.agents.higher_gradients import higher_meta_gradient
 from metalr.agents.meta_gradients import meta_gradient
-from metalr.learned import ConstantLR, GRUPolicy, KnotLR, MetaVector, MLPPolicy, ParameterLR, StepwiseLR
+from metalr.learned import ConstantLR, KnotLR, MetaVector, ParameterLR, StepwiseLR
+from metalr.learned_policies import GRUPolicy, MLPPolicy
 from metalr.optimizers import OPTIMIZERS, SGD, Adam
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 
 HIGHER = pytest.importorskip("higher")

@@ -6,7 +6,8 @@ import torch
 from metalr.agents.maml import MetaTrainer, OuterConfig
 from metalr.agents.meta_gradients import meta_gradient
 from metalr.agents.pes import PES, Turns
-from metalr.learned import ConstantLR, GRUPolicy, KnotLR, MetaVector, MLPPolicy, ParameterLR, StepwiseLR
+from metalr.learned import ConstantLR, KnotLR, MetaVector, ParameterLR, StepwiseLR
+from metalr.learned_policies import GRUPolicy, MLPPolicy
 from metalr.tasks import make_task
 from metalr.training import BatchedRuns
 

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from metalr import datasets, tasks
+from metalr import datasets, losses
 from metalr.controllers import ScheduleController
 from metalr.evaluation import run_episode
 from metalr.models import MLP
 from metalr.optimizers import AdamW
 from metalr.schedules import Cosine
-from metalr.tasks import FAMILIES, TASKS, Task, TaskFamily, draw_base_lr, make_task
+from metalr.task import Task
+from metalr.tasks import FAMILIES, TASKS, TaskFamily, draw_base_lr, make_task
 from metalr.training import BatchedRuns
 
 SEEDS = torch.tensor([0, 1, 2])
@@ -428,7 +429,7 @@ def test_every_argument_changes_the_run(name):
 
 
 def test_name_and_metric_change_the_report_only():
-    changed = own_task(name="other", metric=tasks.accuracy)
+    changed = own_task(name="other", metric=losses.accuracy)
     assert outcome(changed) == outcome(own_task())
     assert train(changed, 2).evaluate("train").metric.isfinite().all()
     assert train(own_task(), 2).evaluate("train").metric.isnan().all()
@@ -439,14 +440,14 @@ def test_name_and_metric_change_the_report_only():
 
 def test_accuracy_counts_the_largest_output():
     outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert tasks.accuracy(outputs, torch.tensor([1, 0, 0, 0])).item() == 0.75
+    assert losses.accuracy(outputs, torch.tensor([1, 0, 0, 0])).item() == 0.75
 
 
 def test_token_cross_entropy_is_the_mean_over_all_positions():
     outputs = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([[0, 1, 2], [3, 4, 0]])
     expected = -outputs.log_softmax(-1).gather(-1, targets[..., None]).mean()
-    torch.testing.assert_close(tasks.token_cross_entropy(outputs, targets), expected)
+    torch.testing.assert_close(losses.token_cross_entropy(outputs, targets), expected)
 
 
 FAMILY = TaskFamily(

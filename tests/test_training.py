@@ -12,7 +12,8 @@ from metalr import stats, training
 from metalr.models import MLP, ConvNet, GRUClassifier
 from metalr.optimizers import OPTIMIZERS, SGD, Adam
 from metalr.schedules import Exponential
-from metalr.tasks import Task, make_task
+from metalr.task import Task
+from metalr.tasks import make_task
 from metalr.training import DIVERGED_AT, BatchedRuns, RunState
 
 SEEDS = torch.tensor([11, 5, 7, 2])

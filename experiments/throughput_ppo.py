@@ -1,0 +1,149 @@
+"""What of the engine's speed is left in an environment and in PPO training.
+
+Used by `benchmark_throughput`. Each function makes one row.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from experiments.throughput_loops import async_vector_rate, plain_loop, rates, synchronize
+from metalr.task import Task
+
+# "20 M inner steps" is the amount of training that the target is stated for.
+_INNER_STEPS = 20_000_000
+
+
+def async_row(seconds: float, num_envs: int, **options: Any) -> dict[str, Any]:
+    """The usual way to run environments in parallel: a process for each."""
+    rate = async_vector_rate("mnist1d-mlp", num_envs, seconds, horizon=400, decisions=20, **options)
+    return {"steps_per_s": rate, "how": "processes"}
+
+
+def mixed_row(tasks: list[Task], each: int, device: torch.device, compile: bool, seconds: float) -> dict[str, Any]:
+    """Several run groups of different architectures in one vector environment, a decision at a time.
+
+    The plain loops beside it make equally many inner steps of each architecture.
+
+    Args:
+        tasks: one for each group, of equal horizon.
+        each: runs in a group.
+        device, compile: of the environment.
+        seconds: of measurement.
+    """
+    from metalr.envs.transition import EnvConfig, Transition
+
+    decisions = 20
+    num_steps, num_envs = tasks[0].horizon // decisions, each * len(tasks)
+    started = time.perf_counter()
+    transition = Transition(tasks, num_envs, EnvConfig(decisions=decisions, device=str(device), compile=compile))
+    transition.reset()
+    action = torch.zeros(num_envs, transition.num_groups)
+
+    def go(count: int) -> None:
+        for _ in range(count // num_steps):
+            outcome = transition.step(action)
+            if bool(outcome.done.any()):
+                transition.reset(outcome.done)
+
+    go(num_steps)
+    synchronize(device)
+    ready = time.perf_counter() - started
+    loops = {str(index): (plain_loop(task, device), 1) for index, task in enumerate(tasks)}
+    found = rates({**loops, "engine": (go, num_envs)}, device, seconds, num_steps)
+    plain = len(tasks) / sum(1.0 / found[name] for name in loops)
+    return {
+        "how": " + ".join(dict.fromkeys(group.runs.executor.how for group in transition.groups)),
+        "steps_per_s": found["engine"],
+        "plain_steps_per_s": plain,
+        "over_plain": found["engine"] / plain,
+        "mib_per_run": sum(group.runs.footprint.total for group in transition.groups) / len(tasks) / 2**20,
+        "preparation_s": sum(group.runs.executor.preparation_seconds for group in transition.groups),
+        "until_ready_s": ready,
+    }
+
+
+def ppo_row(task: Task, num_envs: int, decisions: int, device: torch.device, compile: bool, smoke: bool) -> dict:
+    """PPO end to end, and where its wall time goes.
+
+    The seconds are those of training without any clock in it, after one rollout that compiles, captures and warms up;
+    the shares come from rollouts after it, in which every part waits for the device before its time is taken.
+    """
+    from metalr.agents.ppo import PPOSettings, build_ppo
+    from metalr.envs.transition import EnvConfig, Transition
+
+    config = EnvConfig(decisions=decisions, device=str(device), compile=compile)
+    transition = Transition([task], num_envs, config)
+    model = build_ppo(transition, PPOSettings(), seed=0)
+    started = time.perf_counter()
+    model.learn(num_envs * decisions)
+    synchronize(device)
+    ready = time.perf_counter() - started
+    on_gpu, rollout = device.type == "cuda", num_envs * task.horizon
+    rollouts = -(-_INNER_STEPS // rollout) if on_gpu and not smoke else 1 if smoke else 4
+    started = time.perf_counter()
+    model.learn(rollouts * num_envs * decisions, reset_num_timesteps=False)
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    return {
+        "how": transition.groups[0].runs.executor.how,
+        "threads": torch.get_num_threads(),
+        "inner_steps": rollouts * rollout,
+        "seconds": seconds,
+        "steps_per_s": rollouts * rollout / seconds,
+        "until_ready_s": ready,
+        **_shares(model, transition, device, 1 if smoke else 3),
+    }
+
+
+def _shares(model: Any, transition: Any, device: torch.device, rollouts: int) -> dict[str, float]:
+    """Shares of wall time in engine, policy, update and all the rest, which is Python."""
+    spent = dict.fromkeys(("engine", "policy", "update"), 0.0)
+
+    def timed(owner: Any, name: str, share: str) -> None:
+        call = getattr(owner, name)
+
+        def measured(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = call(*arguments, **options)
+            synchronize(device)
+            spent[share] += time.perf_counter() - started
+            return result
+
+        setattr(owner, name, measured)
+
+    for name in ("init", "reset_runs", "probe", "unroll", "evaluate"):
+        timed(transition.groups[0].runs, name, "engine")
+    timed(model.policy, "forward", "policy")
+    timed(model, "train", "update")
+    decisions = rollouts * transition.config.decisions
+    started = time.perf_counter()
+    model.learn(decisions * transition.num_envs, reset_num_timesteps=False)
+    wall = time.perf_counter() - started
+    spent["python"] = wall - sum(spent.values())
+    return {
+        **{f"{part}_share": seconds / wall for part, seconds in spent.items()},
+        "policy_ms_per_decision": 1e3 * spent["policy"] / decisions,
+        "python_ms_per_decision": 1e3 * spent["python"] / decisions,
+        "policy_and_python_ms_per_decision": 1e3 * (spent["policy"] + spent["python"]) / decisions,
+        "engine_ms_per_decision": 1e3 * spent["engine"] / decisions,
+        "s_per_update": spent["update"] / rollouts,
+    }
+
+
+def profile_row(go: Any, interval: int, device: torch.device) -> dict[str, Any]:
+    """Which kernels an interval's time goes into: name, share of the device's time, calls for each inner step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    go(interval)
+    synchronize(device)
+    with profile(activities=activities) as recorded:
+        go(3 * interval)
+        synchronize(device)
+    events = [(e.key, getattr(e, "self_device_time_total", 0) or e.self_cpu_time_total, e.count)
+              for e in recorded.key_averages()]  # fmt: skip
+    total = sum(time for _, time, _ in events) or 1.0
+    top = sorted(events, key=lambda event: -event[1])[:12]
+    return {"kernels": [[name[:60], time / total, count / (3 * interval)] for name, time, count in top]}

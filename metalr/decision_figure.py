@@ -1,0 +1,44 @@
+"""A picture of what a `LearnedLR` saw and did in a run. Reads `scheduler.history`; needs matplotlib when it draws."""
+
+from pathlib import Path
+
+from metalr.figures import panels
+from metalr.learned_scheduler import LearnedLR
+
+# What a reader looks at first; the masks are only shown where one of them is asked for.
+SHOWN = ("loss_total", "loss_slope", "gradient_total", "gradient_cosine_mean", "update_ratio", "loss_exploded")
+
+
+def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, ...] = SHOWN, group: int = 0) -> Path:
+    """Draw the LR multiplier and the features behind it over the run.
+
+    Args:
+        scheduler: after at least one decision.
+        path: of the figure; its ending says the format.
+        features: names of the features to show.
+        group: which controlled group.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no decision has been taken, or a feature is unknown.
+        ImportError: matplotlib is missing.
+    """
+    history = scheduler.history
+    if not history:
+        raise ValueError("got a scheduler that has not decided yet, expected one that is in use: train first")
+    unknown = sorted(set(features) - set(history[0]["features"]))
+    if unknown:
+        raise ValueError(f"got features {unknown}, expected names among {', '.join(history[0]['features'])}")
+    updates = [entry["updates"] for entry in history]
+    figure, (left, right) = panels(2)
+    left.step(updates, [entry["lr_multiplier"][group] for entry in history], where="post", color="#0072B2")
+    left.axhline(1.0, color="#7F7F7F", linewidth=0.8)
+    left.set(yscale="log", xlabel="optimizer updates", ylabel="LR multiplier (1 is the base LR)", title="what it did")
+    for name in features:
+        right.plot(updates, [entry["features"][name][group] for entry in history], label=name, linewidth=1.5)
+    right.set(ylim=(-1.05, 1.05), xlabel="optimizer updates", ylabel="feature", title="what it saw")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+    return Path(path)
