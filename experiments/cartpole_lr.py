@@ -1,6 +1,6 @@
 """Does a learned controller set the learning rate of PPO and DQN on CartPole, and does it repair a wrong one?
 
-    python -m experiments.cartpole_lr      # 45 minutes of one CPU core; runs whose record exists are not made again
+    python -m experiments.cartpole_lr      # 50 minutes of a shared CPU core; a run that has a record is not made again
 
 Reinforcement learning is the task here. An agent of Stable-Baselines3 learns CartPole-v1 from its usual LR and from a
 tenth and ten times of it, with the LR of
@@ -14,7 +14,8 @@ tenth and ten times of it, with the LR of
 Settings are those of rl-baselines3-zoo for CartPole-v1, with four changes: constant clipping for PPO; for DQN two
 layers of 64 in place of 256, and four environments with a quarter of the steps between updates each; shorter runs for
 both (20,480 and 25,600 time steps in place of 100,000 and 50,000). PPO's usual LR is 1e-3, DQN's is 2.3e-3. The length
-of runs and the width were chosen on seeds from 1001 on with a constant LR; no contender has been tuned on seeds 0 to 9.
+of runs and the width were chosen by a few runs with other seeds and a constant LR; no contender was tuned on the seeds
+that are shown.
 
 Measured are the return of the final deterministic policy (last iterate, mean of 20 episodes on fresh environment seeds)
 and the area under the learning curve: the mean over 20 equal parts of the run of the mean return of the episodes that
@@ -23,6 +24,21 @@ intervals.
 
 Expected: at the usual LR all are close to 500 for PPO and far from it for the fragile DQN, where an LR that falls to
 zero helps; at ten times the LR the loss-free controller helps PPO, because the first update ratio shows the error.
+
+Found, by the return of the final policy from x0.1 / x1 / x10, ten seeds each:
+
+- PPO, shipped 490 / 500 / 495; constant 123 / 445 / 495, linear 25 / 244 / 451, cosine 24 / 401 / 490. It repairs an LR
+  that is too low (intervals [408, 500] against [91, 220] for constant) and is no worse elsewhere. From all three base
+  LRs it begins at 1.4e-3 to 2.3e-3 (medians). Ten times the usual LR was not wrong for runs so short: constant is as
+  good there, so that nothing had to be repaired. At the usual LR its lead over constant is within the intervals.
+- DQN, shipped 141 / 185 / 184; constant 120 / 186 / 55, linear 121 / 142 / 250, cosine 86 / 140 / 140. From no base LR
+  can it be told from the best open-loop one; from x10 it is above constant, and linear is too. By the area at the usual
+  LR it is worse than all three: 100 [85, 115] against 134, 135 and 142; it drives the LR up to 2e-2 (median).
+- loss-free failed: PPO 473 / 500 / 155, DQN 141 / 43 / 9. It goes to its upper bound (20 times base LR x linear) and
+  mostly stays there, whatever the base LR is; that suits PPO from x0.1 and x1, and from x10 it ruins both agents.
+  Training for loss-free use on these supervised tasks (one training seed) did not make a controller for agents.
+- So the expectation was wrong about the loss-free controller, about PPO at the usual LR (linear has 244 of 500) and
+  about DQN there, which an LR that falls to zero did not help.
 """
 
 import functools
@@ -94,8 +110,6 @@ class Args:
     """Which agents."""
     seeds: int = 10
     """Of each setting."""
-    dqn_wrong_seeds: int = 5
-    """Of DQN from a wrong LR, for it is the slow one."""
     episodes: int = 9216
     """Training runs that the loss-free controller learns from."""
     smoke: bool = False
@@ -192,7 +206,6 @@ def plan(args: Args) -> list[tuple[str, str, float, int]]:
         for agent in args.agents
         for factor in FACTORS
         for contender in CONTENDERS
-        if agent == "ppo" or factor == 1.0 or seed < args.dqn_wrong_seeds
     ]
 
 
@@ -278,7 +291,7 @@ def main(args: Args) -> None:
     """Run the experiment."""
     torch.set_num_threads(1)
     if args.smoke:
-        args.seeds, args.dqn_wrong_seeds, args.episodes = 1, 1, 192
+        args.seeds, args.episodes = 1, 192
         place(args, "records", "jsonl").unlink(missing_ok=True)
     path = place(args, "records", "jsonl")
     train_controller(place(args, "records", "safetensors"), args)

@@ -1,6 +1,6 @@
 """Can a controller that was trained for a minute and a half replace the tuning of the learning rate?
 
-    python -m experiments.demo                   # what `make demo` runs: one training seed, about four minutes
+    python -m experiments.demo                   # what `make demo` runs: one training seed, about two minutes
     python -m experiments.demo --seeds 0 1 2     # the table of the README
 
 A PPO controller and a state-blind control are trained on batched runs of a small network on MNIST-1D, whose base LR
