@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test slow gpu lint demo clean
+.PHONY: help setup test test-clients slow gpu lint demo clean
 
 help:
 	@echo "make test    lint, types and the quick tests"
+	@echo "make test-clients  the tests in the loops of other libraries, which it installs"
 	@echo "make slow    the slow tests"
 	@echo "make gpu     the tests that need a CUDA device"
-	@echo "make demo    train a controller, export it, use it and compare it (about four minutes)"
+	@echo "make demo    train a controller, export it, use it and compare it (about two minutes)"
 	@echo "make clean   remove what was built; runs/ stays"
 
 setup: .venv/ready
@@ -22,6 +23,14 @@ setup: .venv/ready
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+.venv/clients-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[clients]'
+	touch $@
+
+# Where a client is missing this fails; `make test` skips.
+test-clients: .venv/clients-ready
+	METALR_REQUIRE_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/test_docs.py
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -62,10 +62,11 @@ class TimmScheduler:
     """The interface of timm's schedulers around a torch one.
 
     timm calls `step_update` after every update and `step` after every epoch; only the first counts here. Losses go to
-    `scheduler.observe` in the training loop.
+    `scheduler.observe` in the training loop. timm's own schedulers find their place from the update number alone; a
+    resumed run needs `load_state_dict` here.
 
     Args:
-        scheduler: any scheduler of this package.
+        scheduler: any scheduler of this package, new or loaded.
     """
 
     def __init__(self, scheduler: LRScheduler) -> None:
@@ -74,7 +75,7 @@ class TimmScheduler:
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """After an optimizer update. `metric` is timm's running mean, not the loss of this update: it is not used."""
-        if num_updates > 0:  # timm asks for update 0 when it starts
+        if num_updates > self.scheduler.last_epoch:  # where a run goes on, timm names the last update once more
             self.scheduler.step()
 
     def step(self, epoch: int, metric: float | None = None) -> None:

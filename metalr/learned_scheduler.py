@@ -124,6 +124,9 @@ class LearnedLR(LRScheduler):
         self._rows: deque[Tensor] = deque(maxlen=_HISTORY)
         self._restart()
         super().__init__(optimizer)
+        # Already here: a rank that makes no update, its data at an end, must count as the others do.
+        self._connect()
+        self._connected = self._ranks is not None
         self._constructed_lr = [float(lr) for lr in self._last_lr]
         self._attach()
 

@@ -3,6 +3,8 @@
 import os
 import socket
 import tempfile
+import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,24 +14,44 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# A collective that waits longer fails in its process; a process that waits for anything else is killed later.
+COLLECTIVE_SECONDS = 60
+LIMIT_SECONDS = 180
+
 
 def _rank(rank: int, size: int, port: int, folder: str, function: Callable[..., Any], args: tuple) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("error", message="LearnedLR|ScheduleLR")  # pytest's own filter ends at its process
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size)
     )
-    # A deadlock must be a failure of the test, not its end.
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
     torch.save(function(rank, *args), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def on_ranks(function: Callable[..., Any], *args: Any, size: int = 2) -> list[Any]:
-    """`function(rank, *args)` on each of `size` processes; the results by rank."""
+def on_ranks(function: Callable[..., Any], *args: Any, size: int = 2, limit: float = LIMIT_SECONDS) -> list[Any]:
+    """`function(rank, *args)` on each of `size` processes; the results by rank.
+
+    Raises:
+        TimeoutError: they have not finished after `limit` seconds, as in a deadlock; they are killed.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (size, port, folder, function, args), nprocs=size, join=True)
+        _join(mp.spawn(_rank, (size, port, folder, function, args), nprocs=size, join=False), limit)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _join(processes: Any, limit: float) -> None:
+    deadline = time.monotonic() + limit
+    try:
+        while not processes.join(timeout=1.0):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"got no end after {limit} s, expected one: the processes wait for each other")
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()

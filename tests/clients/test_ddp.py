@@ -5,16 +5,16 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from policy import moderate_policy
 from ranks import on_ranks
-from schedulers_under_test import CONTROLLERS_UNDER_TEST, random_policy
+from schedulers_under_test import recurrent_policy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metalr.learned_scheduler import LearnedLR
 
 HORIZON, DECISIONS = 24, 6
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+CONTROLLERS = {"policy": moderate_policy(), "recurrent": recurrent_policy()}
 
 
 def net() -> nn.Module:
@@ -32,14 +32,14 @@ def loss_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return (model(inputs) - inputs.sum(-1, keepdim=True).sin()).square().mean()
 
 
-def train(rank, updates, controller="policy", scope="global", resume_at=None, losses=True, wrap=None, counts=None):
+def train(rank, updates, controller="policy", scope="global", resume_at=None, losses=True, wrap=None):
     """The LRs of this rank, its losses, and what the scheduler said."""
     model = (wrap or DistributedDataParallel)(net())
     groups = list(model.parameters())
     optimizer = torch.optim.SGD([{"params": groups[:2]}, {"params": groups[2:], "lr": 0.02}], lr=0.05, momentum=0.9)
 
     def make():
-        return LearnedLR(optimizer, CONTROLLERS_UNDER_TEST[controller], HORIZON, decisions=DECISIONS, scope=scope)
+        return LearnedLR(optimizer, CONTROLLERS[controller], HORIZON, decisions=DECISIONS, scope=scope)
 
     scheduler, rates, seen = make(), [], []
     for t in range(updates):
@@ -66,7 +66,7 @@ def alone(updates, **options):
     optimizer = torch.optim.SGD(
         [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.02}], lr=0.05, momentum=0.9
     )
-    scheduler = LearnedLR(optimizer, CONTROLLERS_UNDER_TEST["policy"], HORIZON, decisions=DECISIONS, **options)
+    scheduler = LearnedLR(optimizer, CONTROLLERS["policy"], HORIZON, decisions=DECISIONS, **options)
     rates = []
     for t in range(updates):
         optimizer.zero_grad()
@@ -141,7 +141,7 @@ def uneven(rank, counts, synchronize):
     """Two epochs under `join`, of `counts[epoch][rank]` updates."""
     model = DistributedDataParallel(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    scheduler = LearnedLR(optimizer, random_policy(), 40, decisions=10)
+    scheduler = LearnedLR(optimizer, moderate_policy(), 40, decisions=10)
     rates, messages = [], []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
