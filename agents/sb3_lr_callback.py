@@ -156,8 +156,7 @@ class _LRInForce:
         if model.lr_schedule is self:
             model.lr_schedule = self.own
         if self.scheduler is not None:
-            for handle in self.scheduler._handles:
-                handle.remove()
+            self.scheduler.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"scheduler": None, "own": self.own, "saved": self.state()}

@@ -6,7 +6,7 @@ actions are bounded to LRs between 0.05 and the cap 2. What is measured is the d
     python -m experiments.noisy_quadratic_ppo --seeds 0 1 2
     python -m experiments.noisy_quadratic_optimum    # afterwards: PPO stands in its table and figure
 
-Expected: within 2 % of the optimum for 40 decisions, and below the best tuned two-parameter WSD, which is 0.31 % above it.
+Expected: within 2 % of the optimum for 40 decisions, and below the best tuned two-parameter WSD (0.31 % above it).
 
 Found, at T = 1000 with training seeds 0, 1 and 2: 0.18 %, 0.22 % and 0.13 % above it.
 """

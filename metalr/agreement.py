@@ -37,7 +37,8 @@ _numbers = itertools.count()
 def connect() -> "Agreement | None":
     """The agreement with the other ranks; None where there are none.
 
-    Schedulers are paired by the order of their first updates, which is the same on all ranks that train one model.
+    Schedulers are paired by the order in which they connect: when they are made, if the process group exists by then,
+    else at their first updates. It is the same on all ranks that train one model.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return None

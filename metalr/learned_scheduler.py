@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from metalr.agreement import Agreement, connect, furthest_state
 from metalr.control import ControlLoop
@@ -87,6 +88,8 @@ class LearnedLR(LRScheduler):
         ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
         RuntimeError: it is a part of a `ChainedScheduler`, which multiplies relative changes.
     """
+
+    _handles: list[RemovableHandle]
 
     def __init__(
         self,
@@ -177,6 +180,12 @@ class LearnedLR(LRScheduler):
         """Lengthen or shorten the run from here on; decisions already taken stay."""
         self._plan(horizon)
         self._aim()
+
+    def detach(self) -> None:
+        """Let go of the optimizer: the scheduler keeps its history and acts no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def synchronize(self) -> None:
         """Continue from the rank that has made the most updates; call on all ranks, after a block of uneven inputs.
@@ -284,7 +293,9 @@ class LearnedLR(LRScheduler):
     # Around each update
 
     def _attach(self) -> None:
-        self._handles = attach_hooks(self, "_before_update", "_after_update") if self._uses_hooks else []
+        self._handles = []
+        if self._uses_hooks:
+            self._handles = attach_hooks(self, "_before_update", "_after_update")
 
     def _before_update(self) -> None:
         if self.last_epoch < 0:  # waiting for its turn in a SequentialLR
@@ -449,7 +460,7 @@ class LearnedLR(LRScheduler):
         else:
             # A late decision must not see the loss of the coming update, which `observe` may have brought already.
             updates, values = self._losses.take(self._updates)
-            if measurement is not None:
+            if measurement is not None and not measurement.is_cpu:
                 flat = torch.cat([measurement.flatten().double(), values.to(measurement.device)]).cpu()
                 measurement, values = flat[: measurement.numel()].view(measurement.shape), flat[measurement.numel() :]
             losses = list(mean_by_update(updates, values.tolist()).values())

@@ -37,8 +37,7 @@ class LossLog:
             raise ValueError(f"got a loss of shape {tuple(loss.shape)}, expected one number: pass loss.mean()")
         # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. On a CPU
         # a number is the quickest one.
-        on_host = loss.device.type == "cpu"
-        self._entries.append((update, loss.item() if on_host else loss.detach().reshape(()).clone()))
+        self._entries.append((update, loss.item() if loss.is_cpu else loss.detach().reshape(()).clone()))
 
     def take(self, before: int) -> tuple[list[int], Tensor]:
         """Remove the losses of the updates below `before`: their updates, and their values as one float64 vector."""

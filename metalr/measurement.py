@@ -22,6 +22,8 @@ Scope = Literal["global", "param_group"]
 # A copy up to this size in bytes stays allocated between measurements on a CPU: to get fresh memory from the system
 # takes longer than all that is computed with it.
 _KEPT_BYTES = 16 * 2**20
+# Where torch's own allocations begin, in bytes.
+_BOUNDARY = 64
 # Columns of the measurement of a group.
 _SQUARE_BEFORE, _SQUARE_LAST, _PRODUCT, _SQUARE_UPDATE, _SQUARE_PARAMS = range(5)
 
@@ -55,15 +57,19 @@ def _square_sum(tensors: list[Tensor], weights: Tensor | None) -> Tensor:
 
 
 def _product_sum(held: list[Tensor], last: list[Tensor], weights: Tensor | None) -> Tensor:
-    """Scalar products; `held` is used up, so that no tensor of the products is made.
-
-    Not `torch.dot`: its last bits may depend on where a tensor lies in memory, and a resumed run must repeat.
-    """
-    return _weighted(torch.stack([_product(a, b).sum() for a, b in zip(held, last, strict=True)]), weights)
+    """Scalar products; `held` may be used up by them, so that no tensor of the products is made."""
+    return _weighted(torch.stack([_product(a, b) for a, b in zip(held, last, strict=True)]), weights)
 
 
 def _product(held: Tensor, last: Tensor) -> Tensor:
-    return _float(held) * _float(last) if held.dtype in _HALF else held.mul_(last)
+    if held.dtype in _HALF:
+        return (_float(held) * _float(last)).sum()
+    # The last bits of a scalar product depend on where the numbers lie in memory, unless both begin on a boundary, and
+    # a resumed run must repeat.
+    aligned = held.data_ptr() % _BOUNDARY == 0 and last.data_ptr() % _BOUNDARY == 0
+    if aligned and held.is_contiguous() and last.is_contiguous() and held.numel() < 2**31:
+        return torch.dot(held.view(-1), last.view(-1))
+    return held.mul_(last).sum()
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -24,9 +24,10 @@ Build = Callable[..., LRScheduler]
 
 
 def random_policy(levels: int = 0, seed: int = 0, schedule=Cosine(floor=0.1), mode="anchored") -> PolicyController:  # noqa: B008
-    """A policy with random weights: it moves the LR a lot and sees every feature."""
+    """A policy with random weights, not so large that its tanh is always saturated: it sees every feature."""
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(12, NUM_FEATURES, generator=generator), torch.randn(levels or 1, 12, generator=generator)]
+    shapes = (12, NUM_FEATURES), (levels or 1, 12)
+    weights = [0.3 * torch.randn(shape, generator=generator) for shape in shapes]
     network = PolicyNetwork(weights, [torch.zeros(12), torch.zeros(levels or 1)])
     return PolicyController(network, ActionSpec(mode, alpha=1.0, levels=levels), schedule, DECISIONS)
 

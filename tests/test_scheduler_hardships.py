@@ -1,5 +1,6 @@
 """Schedulers when the loop is not as the README has it: odd calls, other horizons, numbers that are not numbers."""
 
+import copy
 import math
 import warnings
 
@@ -183,7 +184,7 @@ def test_resumed_with_another_horizon_is_changed_in_mid_run(name, new_horizon):
 
     second = Training()
     second.model.load_state_dict(first.model.state_dict())
-    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))  # torch shares its buffers
     second.updates = 10
     other = LearnedLR(second.optimizer, scheduler.controller, new_horizon, decisions=5)
     other.load_state_dict(state)
