@@ -8,7 +8,16 @@ from typing import Any
 from stable_baselines3 import DQN
 from torch import nn
 
-from metalr.agents.sb3_training import CHECKPOINT, OPTIONS, Budget, describe, falling, learn, open_folder, versions
+from metalr.agents.sb3_training import (
+    CHECKPOINT,
+    OPTIONS,
+    Budget,
+    describe,
+    falling,
+    learn,
+    open_folder,
+    training_versions,
+)
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.controllers import PolicyController
 from metalr.envs.transition import Transition
@@ -86,7 +95,7 @@ def train_dqn(
     """
     settings, budget, folder = settings or DQNSettings(), budget or Budget(), Path(folder)
     card: dict[str, Any] = {"agent": "dqn", "seed": seed, "settings": asdict(settings), **describe(transition)}
-    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": versions()}
+    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": training_versions()}
     open_folder(folder, config, resume)
     transition.seed(seed)
     model = build_dqn(transition, settings, seed, folder / "tensorboard" if tensorboard else None)

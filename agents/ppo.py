@@ -9,7 +9,16 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from metalr.agents.sb3_training import CHECKPOINT, OPTIONS, Budget, describe, falling, learn, open_folder, versions
+from metalr.agents.sb3_training import (
+    CHECKPOINT,
+    OPTIONS,
+    Budget,
+    describe,
+    falling,
+    learn,
+    open_folder,
+    training_versions,
+)
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.controllers import PolicyController
 from metalr.envs.transition import Transition
@@ -120,7 +129,7 @@ def train_ppo(
     """
     settings, budget, folder = settings or PPOSettings(), budget or Budget(), Path(folder)
     card: dict[str, Any] = {"agent": "ppo", "seed": seed, "settings": asdict(settings), **describe(transition)}
-    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": versions()}
+    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": training_versions()}
     open_folder(folder, config, resume)
     transition.seed(seed)
     model = build_ppo(transition, settings, seed, folder / "tensorboard" if tensorboard else None)

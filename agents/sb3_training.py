@@ -5,11 +5,9 @@ The folder holds `config.json` (everything that defines the run), `checkpoint.zi
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.checkpoints import save_controller
 from metalr.controllers import PolicyController
 from metalr.envs.transition import Transition
+from metalr.records import versions
 
 CHECKPOINT, PROGRESS, CONFIG, CONTROLLER = "checkpoint.zip", "progress.json", "config.json", "controller.safetensors"
 # Key of config.json under which the caller's own options are kept.
@@ -43,10 +42,9 @@ class Budget:
     checkpoint_seconds: float = 20.0
 
 
-def versions() -> dict[str, str]:
-    """Versions that a record needs to be understood later."""
-    names = ("metalr", "torch", "numpy", "gymnasium", "stable-baselines3")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+def training_versions() -> dict[str, str]:
+    """Versions that a trained controller's record needs to be understood later."""
+    return versions("gymnasium", "stable-baselines3")
 
 
 def falling(first: float, last: float) -> Callable[[float], float]:
@@ -192,7 +190,7 @@ def learn(
         "decisions_trained": model.num_timesteps,
         "seconds": round(keeper.seconds, 1),
         "learning_curve": [[t, round(r, 4)] for t, r in curve.curve[:: max(len(curve.curve) // 50, 1)]],
-        "versions": versions(),
+        "versions": training_versions(),
     }
     target = folder / CONTROLLER
     target.unlink(missing_ok=True)

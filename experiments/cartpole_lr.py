@@ -46,7 +46,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from experiments.meta_records import FOLDER, print_table, versions
+from experiments.meta_records import FOLDER, print_table
 from metalr.adapters import sb3_learning_rate
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_lr_callback import ControlledLR
@@ -68,6 +67,7 @@ from metalr.aggregates import bootstrap
 from metalr.checkpoints import load_controller
 from metalr.controllers import Controller
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.records import versions
 from metalr.schedules import Constant, Cosine, Linear, Schedule
 from metalr.tasks import make_task
 
@@ -216,8 +216,7 @@ def read(path: Path) -> list[Record]:
 
 def run_all(path: Path, args: Args) -> list[Record]:
     """Make every run that has no record yet."""
-    packages = ("metalr", "numpy", "gymnasium", "stable-baselines3")
-    found = {**versions(), **{name: metadata.version(name) for name in packages}}
+    found = {**versions("gymnasium", "stable-baselines3"), "device": "cpu"}
     done = {(r["agent"], r["contender"], r["factor"], r["seed"]) for r in read(path)}
     left = [key for key in plan(args) if key not in done]
     for index, key in enumerate(left):

@@ -1,33 +1,20 @@
 """What the meta-learning experiments share: records as JSON lines, and tables."""
 
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from metalr.records import versions
 
 FOLDER = Path(__file__).parent
-
-
-def versions(device: str = "cpu") -> dict[str, Any]:
-    """What a number may depend on, for every record."""
-    found = {"torch": torch.__version__, "python": platform.python_version(), "device": device}
-    try:
-        import higher  # noqa: F401
-
-        found["higher"] = "0.2.1"
-    except ImportError:
-        pass
-    return found
 
 
 def write_records(name: str, rows: Sequence[dict[str, Any]], smoke: bool) -> Path:
     """Replace `records/<name>.jsonl` (a smoke run writes `<name>-smoke.jsonl`) with one line for each row."""
     path = FOLDER / "records" / f"{name}{'-smoke' if smoke else ''}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = versions()
+    common = {**versions("higher"), "device": "cpu"}
     path.write_text("".join(json.dumps({**row, **common}) + "\n" for row in rows))
     return path
 

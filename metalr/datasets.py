@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +55,8 @@ def mnist1d(num_variants: int = 1, flat: bool = True) -> TensorData:
 
     Variant 0 is the published default dataset (seed 42); the others are generated with other seeds.
     """
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
     try:
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError as error:
@@ -144,6 +145,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _cifar10_file(path: Path) -> Batch:
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
     try:
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
@@ -170,6 +173,8 @@ def standard_library_bytes(length: int = 32, num_examples: int = 2048) -> Tensor
 
     The text differs between Python versions, so compare numbers of this task within one version only.
     """
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(folder.glob("*.py"))
     if len(files) < 3:

@@ -19,8 +19,8 @@ from metalr.optimizers import from_torch
 
 Scope = Literal["global", "param_group"]
 
-# A copy up to this size in bytes stays allocated between measurements on a CPU: to get fresh memory from the system
-# takes longer than all that is computed with it.
+# A copy up to this size in bytes stays allocated between measurements on a CPU, where fresh memory from the system
+# costs a page fault for every four kilobytes.
 _KEPT_BYTES = 16 * 2**20
 # Where torch's own allocations begin, in bytes.
 _BOUNDARY = 64

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from metalr.registry import look_up
-from metalr.training import DIVERGED_AT, BatchedRuns
+from metalr.step import divergence_limit
+from metalr.training import BatchedRuns
 
 
 class Outside(NamedTuple):
@@ -69,7 +70,7 @@ class LoneRun:
         self.runs = runs
         self.params = runs.state.params.clone().requires_grad_()  # (1, num_params)
         self.optimizer = make_optimizer(name, [self.params], lr)
-        self.initial_loss: float | None = None
+        self.limit: float | None = None
         self.diverged = False
 
     def unroll(self, num_steps: int) -> float:
@@ -85,9 +86,9 @@ class LoneRun:
         )
         for batch in batches if not self.diverged else ():
             losses.append(self._step(batch))
-            self.initial_loss = losses[0] if self.initial_loss is None else self.initial_loss
-            # The engine's own rule of divergence; a comparison with NaN is false.
-            self.diverged = not losses[-1] <= DIVERGED_AT * abs(self.initial_loss)
+            if self.limit is None:
+                self.limit = divergence_limit(torch.tensor(losses[0], dtype=torch.float64)).item()
+            self.diverged = not losses[-1] <= self.limit  # so is NaN
             if self.diverged:
                 break
         self._mode(training=False)

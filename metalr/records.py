@@ -23,10 +23,14 @@ RECORDS = "records.jsonl"
 CURVES = "curves.jsonl"
 
 
-def versions() -> dict[str, str]:
-    """What a number may depend on beside the config: Python, the libraries, and the commit where there is one."""
+def versions(*more: str) -> dict[str, str]:
+    """What a number may depend on beside the config: Python, the libraries, and the commit where there is one.
+
+    Args:
+        more: packages whose versions are wanted too; one that is not installed is left out.
+    """
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("metalr", "numpy"):
+    for package in ("metalr", "numpy", *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
