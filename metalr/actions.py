@@ -92,14 +92,15 @@ def apply(
     Returns:
         The multiplier in [low, high] and the new state.
     """
-    action = action.to(state.multiplier.dtype).nan_to_num(nan=0.0).clamp(-1.0, 1.0)
+    action = action.to(state.multiplier.dtype)
+    action = torch.where(action.isnan(), torch.full_like(action, 0.0), action).clamp(-1.0, 1.0)
     broken = exploded > 0.0
-    good = torch.where(broken | (has_history == 0.0), state.good, state.multiplier)
+    good = torch.where(broken, state.good, torch.where(has_history > 0.0, state.multiplier, state.good))
     cut = _BREAKER_CUT * torch.minimum(good, state.multiplier).clamp(max=1.0)
     ceiling = torch.where(
         broken, torch.minimum(cut, state.ceiling), (_BREAKER_LIFT * state.ceiling).clamp(max=spec.high)
     )
-    anchor = state.multiplier if spec.mode == "recursive" else torch.ones_like(state.multiplier)
+    anchor = state.multiplier if spec.mode == "recursive" else torch.full_like(state.multiplier, 1.0)
     wanted = anchor * (spec.alpha * action).exp()
     multiplier = torch.minimum(wanted, ceiling).clamp(spec.low, spec.high)
     return multiplier, ActionState(multiplier, good, ceiling)

@@ -187,12 +187,17 @@ class PolicyNetwork:
         self.weights = [weight.detach().clone() for weight in weights]
         self.biases = [bias.detach().clone() for bias in biases]
         self.num_outputs = width
+        self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def __call__(self, observation: Tensor) -> Tensor:
         """`(…, NUM_FEATURES)` -> `(…, num_outputs)`."""
+        present = self._layers[0][0]
+        if (present.dtype, present.device) != (observation.dtype, observation.device):
+            pairs = zip(self.weights, self.biases, strict=True)
+            self._layers = [(weight.to(observation), bias.to(observation)) for weight, bias in pairs]
         hidden = observation
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            hidden = functional.linear(torch.tanh(hidden) if index else hidden, weight.to(hidden), bias.to(hidden))
+        for index, (weight, bias) in enumerate(self._layers):
+            hidden = functional.linear(torch.tanh(hidden) if index else hidden, weight, bias)
         return hidden
 
 
@@ -223,14 +228,16 @@ class PolicyController(Controller):
         self.schedule = schedule
         self.decisions = decisions
         self.visible = tuple(visible) if visible is not None else None
-        self._mask = visibility(self.visible, network.weights[0])
+        self._mask = None if visible is None else visibility(self.visible, network.weights[0])
 
     def init(self, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
         return actions.initial_state(self.action, num_runs, num_groups, like)
 
     def act(self, observation: Tensor) -> Tensor:
         """The policy's action in [-1, 1], `(num_runs, num_groups)`."""
-        outputs = self.network(observation * self._mask.to(observation))
+        if self._mask is not None:
+            observation = observation * self._mask.to(observation)
+        outputs = self.network(observation)
         if self.action.levels:
             return self.action.level_action(outputs.argmax(-1))
         return outputs[..., 0].clamp(-1.0, 1.0)

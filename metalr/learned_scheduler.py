@@ -27,6 +27,7 @@ from metalr.schedulers import (
     adopt_new_groups,
     check_horizon,
     check_state,
+    copy_of,
     numbers_like,
     restore_lr,
     same_number,
@@ -39,9 +40,10 @@ from metalr.step_hooks import attach_hooks
 # So many updates between two calls of step() look like one call per epoch.
 _EPOCH_LIKE = 8
 # Values of the base schedule that are computed together.
-_AHEAD = 64
+_AHEAD = 256
 # Decisions that `history` remembers, the latest ones.
 _HISTORY = 1000
+_CHAINED_STEP = ChainedScheduler.step.__code__
 
 
 class LearnedLR(LRScheduler):
@@ -90,6 +92,7 @@ class LearnedLR(LRScheduler):
     """
 
     _handles: list[RemovableHandle]
+    _calls_at: int
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class LearnedLR(LRScheduler):
         self._published: dict[str, Any] | None = None
         self._warned: set[str] = set()
         self._read_multiplier: Tensor | None = None
-        self._factors: list[float] = []
+        self._read: list[float] = []
         self._losses = LossLog()
         self._skips: list[tuple[int, Tensor]] = []
         self._skipping = False
@@ -158,7 +161,7 @@ class LearnedLR(LRScheduler):
             TypeError: it got an epoch number, as some loops pass to every scheduler.
         """
         # By its code, not its locals: reading those would keep the caller's tensors alive.
-        if sys._getframe(1).f_code is ChainedScheduler.step.__code__:
+        if sys._getframe(1).f_code is _CHAINED_STEP:
             raise RuntimeError(
                 "got a LearnedLR inside a ChainedScheduler, expected it alone: it sets absolute LRs, which would undo "
                 "the others; pass the other schedule as load_scheduler(..., base=schedule) instead"
@@ -173,7 +176,9 @@ class LearnedLR(LRScheduler):
                 self._losses.add(loss, max(self._updates - int(self._uses_hooks), 0))
             if not self._uses_hooks:
                 self._after_update()
-            self._notice_epochs()
+            if self._updates - self._calls_at >= _EPOCH_LIKE:
+                self._notice_epochs()
+            self._calls_at = self._updates
         super().step()
 
     def set_horizon(self, horizon: int | None) -> None:
@@ -218,25 +223,28 @@ class LearnedLR(LRScheduler):
     # What torch's own classes call
 
     def get_lr(self) -> list[float | Tensor]:
-        """The next LRs; called by `step()`."""
+        """The LRs of the coming update."""
         adopt_new_groups(self)
         if self._is_initial:
             return [group["lr"] for group in self.optimizer.param_groups]
-        self._decide_if_due()
-        self._applied = self._updates
-        return self._lr_now()
+        return [*self._lr_now()]
 
     def _update_lr(self, epoch: int | None = None) -> None:
         if epoch == 0:  # a SequentialLR has reached the milestone where this scheduler begins
             self._restart()
-        super()._update_lr(epoch)
+        if self._is_initial:
+            super()._update_lr(epoch)
+            return
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        self._decide_if_due()
+        self._write_lr()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and tensors, loadable with `weights_only=True`.
 
         Between the last two updates before a decision it holds a copy of the gradients, which the decision needs.
         """
-        self._count_skips(True)
+        self._count_skips()
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
@@ -300,7 +308,8 @@ class LearnedLR(LRScheduler):
     def _before_update(self) -> None:
         if self.last_epoch < 0:  # waiting for its turn in a SequentialLR
             return
-        self._count_skips(not self._started or (self._stop is not None and self._updates >= self._stop - 2))
+        if self._skips and (not self._started or (self._stop is not None and self._updates >= self._stop - 2)):
+            self._count_skips()
         if self._updates != self._applied:
             self._catch_up()
         skipped = getattr(self.optimizer, "found_inf", None)
@@ -323,7 +332,7 @@ class LearnedLR(LRScheduler):
 
     def _start(self) -> None:
         self._started = True
-        ratio = self._meter.prospective_ratio([float(lr) for lr in self._lr_now()])
+        ratio = self._meter.prospective_ratio(self._lr_now())
         self._loop.start(ratio, has_loss=float(bool(self._losses)), has_horizon=float(self.horizon is not None))
         self._agree(0)
         self._write_lr()
@@ -336,9 +345,9 @@ class LearnedLR(LRScheduler):
             self._meter.after_last()
         self._updates += 1
 
-    def _count_skips(self, now: bool) -> None:
-        """Take back the updates that a `GradScaler` skipped on the device; read as rarely as decisions allow."""
-        if now and self._skips:
+    def _count_skips(self) -> None:
+        """Take back the updates that a `GradScaler` skipped on the device; called as rarely as decisions allow."""
+        if self._skips:
             flags = torch.stack([flag.reshape(()) for _, flag in self._skips]).tolist()
             skipped = [update for (update, _), flag in zip(self._skips, flags, strict=True) if flag]
             self._updates -= len(skipped)
@@ -366,7 +375,7 @@ class LearnedLR(LRScheduler):
         ranks = self._connect()
         if ranks is not None:
             updates, values = self._losses.take(self._updates + 1)
-            losses = mean_by_update(updates, values.tolist())
+            losses = mean_by_update(updates, values)
             self._published = {"stop": stop, "losses": losses}
             ranks.publish(stop, losses)
 
@@ -432,7 +441,7 @@ class LearnedLR(LRScheduler):
     def _decide_if_due(self) -> None:
         if self._stop is None or self._updates < self._stop:
             return
-        self._count_skips(True)
+        self._count_skips()
         if self._updates < self._stop:
             return
         progress = 0.0 if self.horizon is None else self._updates / self.horizon
@@ -443,7 +452,7 @@ class LearnedLR(LRScheduler):
         self._interval_start = self._stop
         self._meter.clear()
         self._aim()
-        if bool((feature(self._loop.observation, "loss_exploded") > 0.0).any()):
+        if any(feature(self._loop.observation, "loss_exploded")[0].tolist()):
             self._warn_once(
                 "breaker",
                 f"the loss exploded or was not finite before update {self._updates}; the LR was cut to "
@@ -460,23 +469,28 @@ class LearnedLR(LRScheduler):
         else:
             # A late decision must not see the loss of the coming update, which `observe` may have brought already.
             updates, values = self._losses.take(self._updates)
-            if measurement is not None and not measurement.is_cpu:
+            if measurement is not None and isinstance(values, Tensor):
                 flat = torch.cat([measurement.flatten().double(), values.to(measurement.device)]).cpu()
                 measurement, values = flat[: measurement.numel()].view(measurement.shape), flat[measurement.numel() :]
-            losses = list(mean_by_update(updates, values.tolist()).values())
+            measurement = None if measurement is None else measurement.cpu()
+            losses = list(mean_by_update(updates, values).values())
         # One loss that has no logarithm stands for none.
         column = torch.tensor(losses or [0.0], dtype=torch.float64)[:, None]
         return RunStats(*loss_stats(column), *self._meter.statistics(measurement)), bool(losses)
 
-    def _lr_now(self) -> list[float | Tensor]:
+    def _lr_now(self) -> list[float]:
         factor = self._base_factor()
-        if self._read_multiplier is not self._loop.multiplier:  # at every step a tensor would be read for nothing
-            self._read_multiplier, self._factors = self._loop.multiplier, self._loop.multiplier[0].tolist()
-        multiplier = self._factors
-        if self._meter.scope == "global":
-            multiplier = multiplier * len(self.base_lrs)
-        multiplier = multiplier + [1.0] * (len(self.base_lrs) - len(multiplier))  # a group added later keeps its own LR
-        return [float(base) * factor * m for base, m in zip(self.base_lrs, multiplier, strict=True)]
+        return [float(base) * factor * m for base, m in zip(self.base_lrs, self._multipliers(), strict=True)]
+
+    def _multipliers(self) -> list[float]:
+        """One for each parameter group; the tensor is read once for each decision, not at every step."""
+        count = len(self.base_lrs)
+        if self._read_multiplier is not self._loop.multiplier or len(self._read) != count:
+            self._read_multiplier, self._read = self._loop.multiplier, self._loop.multiplier[0].tolist()
+            if self._meter.scope == "global":
+                self._read *= count
+            self._read += [1.0] * (count - len(self._read))  # a group added later keeps its own LR
+        return self._read
 
     def _base_factor(self) -> float:
         """What the base schedule has for the coming update.
@@ -494,22 +508,18 @@ class LearnedLR(LRScheduler):
     def _write_lr(self) -> None:
         adopt_new_groups(self)
         self._applied = self._updates
-        for group, lr in zip(self.optimizer.param_groups, self._lr_now(), strict=True):
-            write_lr(group, float(lr))
-        self._last_lr = [
-            group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"]
-            for group in self.optimizer.param_groups
-        ]
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, self._lr_now(), strict=True):
+            write_lr(group, lr)
+        self._last_lr = [copy_of(group["lr"]) for group in groups]
 
     def _notice_epochs(self) -> None:
-        if self._updates - self._calls_at >= _EPOCH_LIKE:
-            self._warn_once(
-                "epochs",
-                f"scheduler.step() was called once after {self._updates - self._calls_at} optimizer updates. "
-                "Decisions still come at the right updates, because updates are counted, not calls; "
-                "call step() after every optimizer.step() to silence this",
-            )
-        self._calls_at = self._updates
+        self._warn_once(
+            "epochs",
+            f"scheduler.step() was called once after {self._updates - self._calls_at} optimizer updates. "
+            "Decisions still come at the right updates, because updates are counted, not calls; "
+            "call step() after every optimizer.step() to silence this",
+        )
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

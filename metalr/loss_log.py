@@ -26,21 +26,28 @@ class LossLog:
         Raises:
             ValueError: it is not one number.
         """
-        if isinstance(loss, Mapping):
-            if not loss:
-                raise ValueError("got an empty dict of losses, expected at least one: pass the losses of this update")
-            loss = sum(loss.values())
+        if not isinstance(loss, Tensor):
+            loss = _total(loss)
         if not isinstance(loss, Tensor):
             self._entries.append((update, float(loss)))
             return
-        if loss.numel() != 1:
-            raise ValueError(f"got a loss of shape {tuple(loss.shape)}, expected one number: pass loss.mean()")
         # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. On a CPU
         # a number is the quickest one.
-        self._entries.append((update, loss.item() if loss.is_cpu else loss.detach().reshape(()).clone()))
+        try:
+            value = loss.item() if loss.is_cpu else loss.detach().reshape(()).clone()
+        except RuntimeError as error:
+            if loss.numel() == 1:
+                raise
+            shape = tuple(loss.shape)
+            raise ValueError(f"got a loss of shape {shape}, expected one number: pass loss.mean()") from error
+        self._entries.append((update, value))
 
-    def take(self, before: int) -> tuple[list[int], Tensor]:
-        """Remove the losses of the updates below `before`: their updates, and their values as one float64 vector."""
+    def take(self, before: int) -> tuple[list[int], list[float] | Tensor]:
+        """Remove the losses of the updates below `before`.
+
+        Returns:
+            Their updates, and their values: numbers, or one float64 vector where they lie if they are tensors.
+        """
         taken = [entry for entry in self._entries if entry[0] < before]
         self._entries = [entry for entry in self._entries if entry[0] >= before]
         return [update for update, _ in taken], _join([loss for _, loss in taken])
@@ -58,19 +65,27 @@ class LossLog:
         self._entries = [(int(update), float(loss)) for update, loss in state]
 
 
-def _join(losses: list[Tensor | float]) -> Tensor:
+def _total(loss: Mapping[str, Tensor | float] | float) -> Tensor | float:
+    if not isinstance(loss, Mapping):
+        return loss
+    if not loss:
+        raise ValueError("got an empty dict of losses, expected at least one: pass the losses of this update")
+    return sum(loss.values())
+
+
+def _join(losses: list[Tensor | float]) -> list[float] | Tensor:
     tensors = [loss for loss in losses if isinstance(loss, Tensor)]
     if not tensors:
-        return torch.tensor(losses, dtype=torch.float64)
+        return losses  # type: ignore[return-value]
     if len({(loss.dtype, loss.device) for loss in tensors}) == 1 and len(tensors) == len(losses):
         return torch.stack(tensors).double()
     device = max((loss.device for loss in tensors), key=lambda d: d.type != "cpu")
     return torch.stack([torch.as_tensor(loss, dtype=torch.float64, device=device) for loss in losses])
 
 
-def mean_by_update(updates: list[int], losses: list[float]) -> dict[int, float]:
+def mean_by_update(updates: list[int], losses: list[float] | Tensor) -> dict[int, float]:
     """One loss for each update, in the order of `updates`: several of one update are parts of it."""
     parts: dict[int, list[float]] = {}
-    for update, loss in zip(updates, losses, strict=True):
+    for update, loss in zip(updates, losses.tolist() if isinstance(losses, Tensor) else losses, strict=True):
         parts.setdefault(update, []).append(loss)
     return {update: sum(group) / len(group) for update, group in parts.items()}

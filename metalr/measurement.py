@@ -1,9 +1,9 @@
 """Measures gradients and updates of a user's `torch.optim.Optimizer`, in place of the engine's matrices.
 
 Only the last two updates of a decision interval are measured. Between them one copy of the gradients is held,
-which then becomes the copy of the weights from which the update is taken. No value is read back to the host
-before a decision. Parameters that are sharded over ranks (FSDP) are measured where they lie, and the sums are
-reduced once for a decision.
+which then becomes the copy of the weights from which the update is taken, unless the optimizer itself still holds
+the update (SGD with momentum). No value is read back to the host before a decision. Parameters that are sharded over
+ranks (FSDP) are measured where they lie, and the sums are reduced once for a decision.
 """
 
 import math
@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
 
 from metalr import stats
 from metalr.optimizers import from_torch
@@ -37,23 +38,30 @@ def _float(tensor: Tensor) -> Tensor:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    tensor = _local(tensor.detach())
+    tensor = _local(tensor)
     return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Not a `DTensor`, for one; asking a tensor for an attribute that it lacks takes longer."""
+    return type(tensor) in (Tensor, Parameter)
+
+
 def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements") and any(place.is_shard() for place in tensor.placements)
+    if _is_plain(tensor) or not hasattr(tensor, "placements"):
+        return False
+    return any(place.is_shard() for place in tensor.placements)
 
 
 def _local(tensor: Tensor) -> Tensor:
     """The part of a `DTensor` that lies on this rank; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor if _is_plain(tensor) or not hasattr(tensor, "to_local") else tensor.to_local()
 
 
 def _square_sum(tensors: list[Tensor], weights: Tensor | None) -> Tensor:
     half = any(tensor.dtype in _HALF for tensor in tensors)
     norms = torch.stack(torch._foreach_norm(tensors, 2.0, dtype=torch.float32 if half else None))
-    return _weighted(norms.square(), weights)
+    return _weighted(norms * norms, weights)
 
 
 def _product_sum(held: list[Tensor], last: list[Tensor], weights: Tensor | None) -> Tensor:
@@ -134,6 +142,7 @@ class OptimizerMeter:
         state = self.optimizer.state.get(parameter, {})
         return bool(state.get("step", 0) > 0 or state.get("momentum_buffer") is not None)
 
+    @torch.no_grad()
     def before_second_last(self) -> None:
         """Keep the gradients of the interval's last update but one; call before that update."""
         if self.measure:
@@ -142,11 +151,12 @@ class OptimizerMeter:
                 self._spare = [[torch.empty_like(g) for g in group] for group in gradients]
             self.buffers, self._spare, self.measured = self._spare, None, []
             for held, group in zip(self.buffers, gradients, strict=True):
-                for buffer, gradient in zip(held, group, strict=True):
-                    buffer.copy_(gradient)
-                    if scale is not None:
-                        buffer.mul_(scale)
+                if held:
+                    torch._foreach_copy_(held, group)
+                if held and scale is not None:
+                    torch._foreach_mul_(held, scale)
 
+    @torch.no_grad()
     def before_last(self) -> None:
         """Compare with the gradients of the last update, and keep the weights; call before that update."""
         gradients = self._gradients()
@@ -154,29 +164,34 @@ class OptimizerMeter:
             self.clear()
             return
         self.measured = []
-        unscale = self._unscale()
-        scale = 1.0 if unscale is None else unscale
-        for held, group, params, weights in zip(self.buffers, gradients, self._params(), self._weights(), strict=True):
-            if not group:
+        scale = self._unscale()
+        for held, last, params, weights, copies in zip(
+            self.buffers, gradients, self._params(), self._weights(), self._copies_weights(), strict=True
+        ):
+            if not last:
                 self.measured.append([None] * 5)
                 continue
-            before, last = _square_sum(held, weights), _square_sum(group, weights) * scale * scale
-            product = _product_sum(held, group, weights) * scale
-            self.measured.append([before, last, product, None, _square_sum(params, weights)])
-            for buffer, p in zip(held, params, strict=True):
-                if buffer.shape == p.shape:
-                    buffer.copy_(p)
+            square_before, square_last, square_params = (_square_sum(t, weights) for t in (held, last, params))
+            product = _product_sum(held, last, weights)
+            if scale is not None:
+                square_last, product = square_last * scale * scale, product * scale
+            self.measured.append([square_before, square_last, product, None, square_params])
+            if copies and _shapes([held]) == _shapes([params]):
+                torch._foreach_copy_(held, params)
 
+    @torch.no_grad()
     def after_last(self) -> None:
         """Measure the update that was made; call after the interval's last update."""
         if not self.measured or self.buffers is None:
             return
-        for row, held, params, weights in zip(
-            self.measured, self.buffers, self._params(), self._weights(), strict=True
+        for index, (row, held, params, weights, copied) in enumerate(
+            zip(self.measured, self.buffers, self._params(), self._weights(), self._copies_weights(), strict=True)
         ):
-            if held and _shapes([held]) == _shapes([params]):
-                for buffer, p in zip(held, params, strict=True):
-                    buffer.sub_(p)  # in place: the copy is not needed any more
+            if held and not copied:
+                lr, momentum = self._groups()[index]["lr"], self._momentum(index)
+                row[_SQUARE_UPDATE] = _square_sum(momentum, weights) * lr * lr if momentum else None
+            elif held and _shapes([held]) == _shapes([params]):
+                torch._foreach_sub_(held, params)  # in place: the copy is not needed any more
                 row[_SQUARE_UPDATE] = _square_sum(held, weights)
         flat = [buffer for held in self.buffers for buffer in held]
         small = sum(buffer.nbytes for buffer in flat) <= _KEPT_BYTES
@@ -203,8 +218,8 @@ class OptimizerMeter:
         if not known:
             return None
         unknown = torch.full_like(known[0], torch.nan)
-        rows = [torch.stack([unknown if v is None else v.to(unknown) for v in row]) for row in self.measured]
-        return self._over_ranks(torch.stack(rows))
+        sums = torch.stack([unknown if v is None else v.to(unknown) for row in self.measured for v in row])
+        return self._over_ranks(sums.view(len(self.measured), -1))
 
     def statistics(self, measurement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient norm, gradient cosine and update ratio, `(1, num_groups)` each, from `on_device` on the host."""
@@ -212,7 +227,7 @@ class OptimizerMeter:
             unknown = torch.full((1, self.num_groups), torch.nan, dtype=torch.float64)
             return unknown, unknown, unknown
         sums = self._join(measurement.double())
-        before, last, product, update, params = (sums[:, column][None] for column in range(5))
+        before, last, product, update, params = (sums[None, :, column] for column in range(5))
         norm = stats.gradient_norm(before, last)
         return norm, stats.cosine(product, before, last), stats.ratio(update, params)
 
@@ -220,9 +235,21 @@ class OptimizerMeter:
         """Sum over parameter groups for the global scope, leaving out groups without gradients."""
         if self.scope == "param_group":
             return rows
-        known = ~rows.isnan().any(-1, keepdim=True)
-        total = torch.where(known, rows, 0.0).sum(0, keepdim=True)
-        return total if bool(known.any()) else torch.full_like(total, torch.nan)
+        known = [row for row in rows.tolist() if not any(map(math.isnan, row))]
+        total = [sum(column) for column in zip(*known, strict=True)] or [math.nan] * rows.shape[1]
+        return rows.new_tensor([total])
+
+    def _copies_weights(self) -> list[bool]:
+        """For each parameter group whether its update must be seen in the weights.
+
+        SGD with momentum still holds it after the step: it is lr · momentum_buffer.
+        """
+        is_sgd = type(self.optimizer) is SGD
+        return [not (is_sgd and group["momentum"] and not group["nesterov"]) for group in self._groups()]
+
+    def _momentum(self, index: int) -> list[Tensor]:
+        held = [self.optimizer.state[p].get("momentum_buffer") for p in self._measured_params()[index]]
+        return [] if any(buffer is None for buffer in held) else [_local(buffer) for buffer in held]
 
     def _unscale(self) -> Tensor | None:
         """What undoes the loss scale: a fused optimizer under a `GradScaler` sees scaled gradients."""
@@ -240,7 +267,7 @@ class OptimizerMeter:
         return [[_dense(p.grad) for p in group if p.grad is not None] for group in self._measured_params()]
 
     def _params(self) -> list[list[Tensor]]:
-        return [[_local(p.detach()) for p in group] for group in self._measured_params()]
+        return [[_local(p) for p in group] for group in self._measured_params()]
 
     # Sharded parameters
 

@@ -93,6 +93,7 @@ def soft(value: Tensor, scale: float) -> Tensor:
 
 
 def _known(value: Tensor, fallback: Tensor) -> Tensor:
+    """Few kinds of operations, for the reason given in `metalr.stats`: this one in place of `nan_to_num` too."""
     return torch.where(value.isnan(), fallback, value)
 
 
@@ -101,12 +102,12 @@ def _update_ratio_feature(update_ratio: Tensor) -> Tensor:
 
 
 def _stack(named: dict[str, Tensor], context: Context, like: Tensor) -> Tensor:
-    zero = torch.zeros_like(like)
-    named["progress"] = (context.progress * context.has_horizon).clamp(0.0, 1.0)
-    named["lr_multiplier"] = (context.lr_multiplier.log() / 3.0).clamp(-1.0, 1.0)
-    named["has_loss"], named["has_horizon"] = context.has_loss, context.has_horizon
-    columns = [(named.get(name, zero) + zero) for name in FEATURE_NAMES]
-    return torch.stack(columns, -1).nan_to_num(nan=0.0)
+    zero = torch.full_like(like, 0.0)
+    named["progress"] = (context.progress * context.has_horizon).clamp(0.0, 1.0) + zero
+    named["lr_multiplier"] = (context.lr_multiplier.log() / 3.0).clamp(-1.0, 1.0) + zero
+    named["has_loss"], named["has_horizon"] = context.has_loss + zero, context.has_horizon + zero
+    columns = [named.get(name, zero) for name in FEATURE_NAMES]
+    return _known(torch.stack(columns, -1), zero[..., None])
 
 
 def observe_start(prospective_update_ratio: Tensor, context: Context) -> Tensor:
@@ -134,10 +135,10 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
     Returns:
         Features `(num_runs, num_groups, NUM_FEATURES)` and the new memory.
     """
-    zero = torch.zeros_like(stats.gradient_norm)
+    zero, one = torch.full_like(stats.gradient_norm, 0.0), torch.full_like(stats.gradient_norm, 1.0)
     log_loss = stats.log_loss[:, None] + zero
     log_norm = stats.gradient_norm.log()
-    log_norm = torch.where(log_norm.isfinite(), log_norm, torch.nan)
+    log_norm = torch.where(log_norm.abs() < math.inf, log_norm, torch.full_like(log_norm, torch.nan))
     cosine = stats.gradient_cosine
     new = ObservationState(
         first_log_loss=_known(state.first_log_loss, log_loss),
@@ -148,8 +149,8 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         cosine_mean=_known(_COSINE_MEMORY * state.cosine_mean + (1.0 - _COSINE_MEMORY) * cosine, cosine),
     )
     loss_total = log_loss - new.first_log_loss
-    exploded = (stats.exploded[:, None] > 0.0) | (loss_total > math.log(EXPLODED_AT))
-    step_square = (stats.num_losses * (stats.num_losses.square() - 1.0) / 12.0).clamp(min=1e-6)
+    exploded = torch.where(loss_total > math.log(EXPLODED_AT), one, stats.exploded[:, None])
+    step_square = (stats.num_losses * (stats.num_losses * stats.num_losses - 1.0) / 12.0).clamp(min=1e-6)
     slope_error = stats.log_loss_noise / step_square.sqrt()
     slope = stats.log_loss_slope / slope_error.clamp(min=1e-12)
     named = {
@@ -159,16 +160,16 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         "loss_over_best": soft(log_loss - new.best_log_loss, 0.1),
         "loss_slope": soft(slope, 3.0)[:, None],
         "loss_noise": ((stats.log_loss_noise.log10() + 1.0) / 2.0).clamp(-1.0, 1.0)[:, None],
-        "loss_exploded": exploded.to(zero.dtype),
+        "loss_exploded": exploded,
         "gradient_total": soft(log_norm - new.first_log_norm, 1.0),
         "gradient_change": soft(log_norm - state.last_log_norm, 0.3),
         "gradient_cosine": cosine,
         "gradient_cosine_mean": new.cosine_mean,
-        "has_history": torch.ones_like(zero),
+        "has_history": one,
     }
     for name in named:
         if name.startswith("loss_"):
-            named[name] = named[name].nan_to_num(nan=0.0) * context.has_loss
+            named[name] = _known(named[name], zero) * context.has_loss
     return _stack(named, context, zero), new
 
 

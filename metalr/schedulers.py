@@ -221,13 +221,15 @@ def same_number(first: float | Tensor, second: float | Tensor) -> bool:
 
 def adopt_new_groups(scheduler: LRScheduler) -> None:
     """Parameter groups added later start from their own LR."""
+    if len(scheduler.optimizer.param_groups) == len(scheduler.base_lrs):
+        return
     for group in scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]:
-        scheduler.base_lrs.append(_copy(group.setdefault("initial_lr", _copy(group["lr"]))))
+        scheduler.base_lrs.append(copy_of(group.setdefault("initial_lr", copy_of(group["lr"]))))
         if hasattr(scheduler, "_last_lr"):
-            scheduler._last_lr.append(_copy(group["lr"]))
+            scheduler._last_lr.append(copy_of(group["lr"]))
 
 
-def _copy(lr: float | Tensor) -> float | Tensor:
+def copy_of(lr: float | Tensor) -> float | Tensor:
     return lr.clone() if isinstance(lr, Tensor) else lr
 
 

@@ -186,6 +186,8 @@ def _flat_names(reached: list[Symbol], leave_out: frozenset[str]) -> dict[Symbol
     taken: dict[str, int] = {}
     for symbol in reached:
         taken[symbol.name] = taken.get(symbol.name, 0) + 1
+    # The last word of an import line is the name that it brings; torch has an `SGD` too.
+    imported = {line.split()[-1] for symbol in reached for line in _foreign_of(symbol, leave_out)}
     by_attribute = {
         found
         for symbol in reached
@@ -198,7 +200,7 @@ def _flat_names(reached: list[Symbol], leave_out: frozenset[str]) -> dict[Symbol
     local = {name for symbol in reached for name in _bound_names(_module(symbol.module).definitions[symbol.name])}
     flat = {}
     for symbol in reached:
-        clash = taken[symbol.name] > 1 or (symbol in by_attribute and symbol.name in local)
+        clash = taken[symbol.name] > 1 or symbol.name in imported or (symbol in by_attribute and symbol.name in local)
         last = symbol.module.rsplit(".", 1)[-1]
         prefix = f"_{last}_" if symbol.name.startswith("_") else f"{last}_"
         flat[symbol] = prefix + symbol.name.lstrip("_") if clash else symbol.name

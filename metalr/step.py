@@ -272,7 +272,7 @@ class TrainingStep:
             initial_loss, within = self._first_and_within(state, loss)
         else:
             within = loss <= limit
-        if not bool(within.all()):
+        if not bool(within.all() if len(within) > 1 else within):
             return None
         params, optimizer = self._update(state, gradient, state.params, lr)
         return RunState(params, optimizer, state.step + 1, initial_loss, state.diverged), loss, gradient

@@ -31,6 +31,9 @@ class _Hook:
         self.method = method
 
     def __call__(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._run(optimizer)
+
+    def _run(self, optimizer: Optimizer) -> None:
         scheduler = self.scheduler()
         if scheduler is not None and scheduler.optimizer is optimizer:
             getattr(scheduler, self.method)()
@@ -44,7 +47,7 @@ class _PreHook(_Hook):
     ) -> tuple[tuple, dict] | None:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            super().__call__(optimizer, args, kwargs)
+            self._run(optimizer)
             return None
         calls = 0
 
@@ -53,7 +56,7 @@ class _PreHook(_Hook):
             result = closure()
             calls += 1
             if calls == 1:  # LBFGS asks again and again within one update
-                super(_PreHook, self).__call__(optimizer, args, kwargs)
+                self._run(optimizer)
             return result
 
         if "closure" in kwargs:

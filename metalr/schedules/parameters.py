@@ -12,7 +12,7 @@ import itertools
 import math
 import numbers
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 MAX_ITEMS = 1000  # each item costs an operation per evaluation: more than this is a table, not a schedule
@@ -81,7 +81,7 @@ def choice(default: str, *others: str) -> Any:
 
 
 def reals(
-    default: Sequence[float],
+    default: Collection[float],
     *,
     above: float | None = None,
     at_least: float | None = None,
@@ -103,7 +103,7 @@ def reals(
     return parameter(check, tuple(default))
 
 
-def sequence_items(value: Any, expected: str) -> Sequence[Any]:
+def sequence_items(value: Any, expected: str) -> Collection[Any]:
     """`value` if it is a list or tuple of bearable length."""
     if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
         raise Refused(f"a list or tuple of at most {MAX_ITEMS} {expected}")
@@ -177,7 +177,7 @@ def validate(instance: Any) -> None:
         object.__setattr__(instance, field.name, clean)
 
 
-def accept_only(given: Sequence[str], accepted: Sequence[str], what: str) -> None:
+def accept_only(given: Collection[str], accepted: Collection[str], what: str) -> None:
     """Raise ValueError if a given keyword is not an accepted one, and list those that are."""
     unknown = [shown(name) for name in given if name not in accepted]
     if unknown:
