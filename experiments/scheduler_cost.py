@@ -124,16 +124,21 @@ def seconds(training: Training, count: int, device: str) -> float:
 
 
 def measure(make_model: Callable, device: str, args: Args) -> tuple[float, float]:
-    """Log ratios of the times of adjacent blocks, learned over plain and plain over plain, for a newly built model."""
+    """Log ratios of the times of adjacent blocks, learned over plain and plain over plain, for a newly built model.
+
+    Interquartile means: a neighbour on a shared machine slows single blocks down by half.
+    """
     block, training = args.steps // args.decisions, Training(make_model, args, device)
-    took: dict[str, list[float]] = {name: [] for name in training.schedulers}
+    took: list[dict[str, float]] = []
     seconds(training, block, device)  # a whole interval: what the first decision allocates is used by all
     for _ in range(args.blocks):
-        for name in random.sample(list(took), len(took)):
+        took.append({})
+        for name in random.sample(list(training.schedulers), len(training.schedulers)):
             training.use(name)
-            took[name].append(seconds(training, block, device))
-    plain, learned, again = (np.log(took[name]).mean() for name in took)
-    return float(learned - (plain + again) / 2.0), float(again - plain)
+            took[-1][name] = seconds(training, block, device)
+    plain, learned, again = (np.log([times[name] for times in took]) for name in training.schedulers)
+    ratios = learned - (plain + again) / 2.0, again - plain
+    return float(aggregates.interquartile_mean(ratios[0])), float(aggregates.interquartile_mean(ratios[1]))
 
 
 def sync_free(make_model: Callable, args: Args) -> int:

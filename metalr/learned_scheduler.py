@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 import torch
@@ -160,12 +161,9 @@ class LearnedLR(LRScheduler):
         Raises:
             TypeError: it got an epoch number, as some loops pass to every scheduler.
         """
-        # By its code, not its locals: reading those would keep the caller's tensors alive.
-        if sys._getframe(1).f_code is _CHAINED_STEP:
-            raise RuntimeError(
-                "got a LearnedLR inside a ChainedScheduler, expected it alone: it sets absolute LRs, which would undo "
-                "the others; pass the other schedule as load_scheduler(..., base=schedule) instead"
-            )
+        first = self._step_count < 2
+        if first or self._updates == self._stop:  # not every time: looking at the caller costs more than the rest
+            _refuse_chain(sys._getframe(1).f_code)
         if not self._is_initial:
             if isinstance(loss, int):
                 raise TypeError(
@@ -179,7 +177,11 @@ class LearnedLR(LRScheduler):
             if self._updates - self._calls_at >= _EPOCH_LIKE:
                 self._notice_epochs()
             self._calls_at = self._updates
-        super().step()
+        if first:
+            super().step()  # with torch's own look at the order of calls
+            return
+        self._step_count += 1
+        self._update_lr()
 
     def set_horizon(self, horizon: int | None) -> None:
         """Lengthen or shorten the run from here on; decisions already taken stay."""
@@ -479,31 +481,29 @@ class LearnedLR(LRScheduler):
         return RunStats(*loss_stats(column), *self._meter.statistics(measurement)), bool(losses)
 
     def _lr_now(self) -> list[float]:
-        factor = self._base_factor()
-        return [float(base) * factor * m for base, m in zip(self.base_lrs, self._multipliers(), strict=True)]
-
-    def _multipliers(self) -> list[float]:
-        """One for each parameter group; the tensor is read once for each decision, not at every step."""
-        count = len(self.base_lrs)
-        if self._read_multiplier is not self._loop.multiplier or len(self._read) != count:
-            self._read_multiplier, self._read = self._loop.multiplier, self._loop.multiplier[0].tolist()
-            if self._meter.scope == "global":
-                self._read *= count
-            self._read += [1.0] * (count - len(self._read))  # a group added later keeps its own LR
-        return self._read
-
-    def _base_factor(self) -> float:
-        """What the base schedule has for the coming update.
-
-        A whole block is computed at once, which is quicker than number by number. Blocks begin at multiples of their
-        size, so that a resumed run computes the same ones.
-        """
         block, index = divmod(self._updates, _AHEAD)
         if self._ahead[0] != block:
-            updates = torch.arange(block * _AHEAD, (block + 1) * _AHEAD, dtype=torch.float64)
-            progress = updates / self.horizon if self.horizon else torch.zeros_like(updates)
-            self._ahead = block, self.controller.schedule(progress).tolist()
-        return self._ahead[1][index]
+            self._look_ahead(block)
+        if self._read_multiplier is not self._loop.multiplier or len(self._read) != len(self.base_lrs):
+            self._read_multipliers()
+        factor = self._ahead[1][index]
+        return [float(base) * factor * m for base, m in zip(self.base_lrs, self._read, strict=True)]
+
+    def _read_multipliers(self) -> None:
+        """One for each parameter group; the tensor is read once for each decision, not at every step."""
+        self._read_multiplier, self._read = self._loop.multiplier, self._loop.multiplier[0].tolist()
+        if self._meter.scope == "global":
+            self._read *= len(self.base_lrs)
+        self._read += [1.0] * (len(self.base_lrs) - len(self._read))  # a group added later keeps its own LR
+
+    def _look_ahead(self, block: int) -> None:
+        """Compute what the base schedule has for a block of updates at once, which is quicker than one by one.
+
+        Blocks begin at multiples of their size, so that a resumed run computes the same ones.
+        """
+        updates = torch.arange(block * _AHEAD, (block + 1) * _AHEAD, dtype=torch.float64)
+        progress = updates / self.horizon if self.horizon else torch.zeros_like(updates)
+        self._ahead = block, self.controller.schedule(progress).tolist()
 
     def _write_lr(self) -> None:
         adopt_new_groups(self)
@@ -525,3 +525,12 @@ class LearnedLR(LRScheduler):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(f"LearnedLR: {message}.", UserWarning, stacklevel=4)
+
+
+def _refuse_chain(caller: CodeType) -> None:
+    # By its code, not its locals: reading those would keep the caller's tensors alive.
+    if caller is _CHAINED_STEP:
+        raise RuntimeError(
+            "got a LearnedLR inside a ChainedScheduler, expected it alone: it sets absolute LRs, which would undo "
+            "the others; pass the other schedule as load_scheduler(..., base=schedule) instead"
+        )

@@ -19,6 +19,8 @@ from metalr import stats
 from metalr.optimizers import from_torch
 
 Scope = Literal["global", "param_group"]
+# On a CPU sums are plain numbers, which are quicker to add than tensors; elsewhere tensors, which need no waiting.
+Number = float | Tensor
 
 # A copy up to this size in bytes stays allocated between measurements on a CPU, where fresh memory from the system
 # costs a page fault for every four kilobytes.
@@ -58,30 +60,59 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor if _is_plain(tensor) or not hasattr(tensor, "to_local") else tensor.to_local()
 
 
-def _square_sum(tensors: list[Tensor], weights: Tensor | None) -> Tensor:
+def _compare(held: list[Tensor], last: list[Tensor], params: list[Tensor], weights: list[float] | None) -> list[Number]:
+    """Squared norms of the three and the scalar product of the first two, which may use up `held`."""
+    if last[0].is_cpu:
+        # Tensor by tensor: what one pass has brought into the cache serves the next.
+        rows = [_compare_on_host(*three) for three in zip(held, last, params, strict=True)]
+        return [_total(column, weights) for column in zip(*rows, strict=True)]
+    products = torch.stack([_product(a, b) for a, b in zip(held, last, strict=True)])
+    return [*_total(torch.cat([_squares(held + last + params).view(3, -1), products[None]]), weights)]
+
+
+def _compare_on_host(held: Tensor, last: Tensor, param: Tensor) -> tuple[float, ...]:
+    return _square(held).item(), _square(last).item(), _square(param).item(), _product(held, last).item()
+
+
+def _square_sum(tensors: list[Tensor], weights: list[float] | None) -> Number:
+    if tensors[0].is_cpu:
+        return _total([_square(tensor).item() for tensor in tensors], weights)
+    return _total(_squares(tensors), weights)
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
     half = any(tensor.dtype in _HALF for tensor in tensors)
     norms = torch.stack(torch._foreach_norm(tensors, 2.0, dtype=torch.float32 if half else None))
-    return _weighted(norms * norms, weights)
+    return norms * norms
 
 
-def _product_sum(held: list[Tensor], last: list[Tensor], weights: Tensor | None) -> Tensor:
-    """Scalar products; `held` may be used up by them, so that no tensor of the products is made."""
-    return _weighted(torch.stack([_product(a, b) for a, b in zip(held, last, strict=True)]), weights)
+def _square(tensor: Tensor) -> Tensor:
+    if _suits_dot(tensor):
+        return torch.dot(tensor.view(-1), tensor.view(-1))
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype in _HALF else None)
+    return norm * norm
 
 
 def _product(held: Tensor, last: Tensor) -> Tensor:
+    if _suits_dot(held) and _suits_dot(last):
+        return torch.dot(held.view(-1), last.view(-1))
     if held.dtype in _HALF:
         return (_float(held) * _float(last)).sum()
-    # The last bits of a scalar product depend on where the numbers lie in memory, unless both begin on a boundary, and
+    return held.mul_(last).sum()  # in place, so that no tensor of the products is made
+
+
+def _suits_dot(tensor: Tensor) -> bool:
+    # The last bits of a scalar product depend on where the numbers lie in memory, unless they begin on a boundary, and
     # a resumed run must repeat.
-    aligned = held.data_ptr() % _BOUNDARY == 0 and last.data_ptr() % _BOUNDARY == 0
-    if aligned and held.is_contiguous() and last.is_contiguous() and held.numel() < 2**31:
-        return torch.dot(held.view(-1), last.view(-1))
-    return held.mul_(last).sum()
+    aligned = tensor.data_ptr() % _BOUNDARY == 0 and tensor.is_contiguous()
+    return aligned and tensor.dtype not in _HALF and tensor.numel() < 2**31
 
 
-def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
-    return values.sum() if weights is None else (values * weights.to(values)).sum()
+def _total(values: Any, weights: list[float] | None) -> Any:
+    """Weighted sum over the parameters: of numbers, or over the last axis of a tensor."""
+    if isinstance(values, Tensor):
+        return (values if weights is None else values * values.new_tensor(weights)).sum(-1)
+    return sum(values) if weights is None else sum(v * w for v, w in zip(values, weights, strict=True))
 
 
 class OptimizerMeter:
@@ -107,7 +138,7 @@ class OptimizerMeter:
     def clear(self) -> None:
         """Forget the interval."""
         self.buffers: list[list[Tensor]] | None = None
-        self.measured: list[list[Tensor | None]] = []
+        self.measured: list[list[Number | None]] = []
 
     def prospective_ratio(self, lrs: list[float]) -> Tensor:
         """The update ratio that the optimizer's first update would have, `(1, num_groups)` float64 on the host.
@@ -171,8 +202,7 @@ class OptimizerMeter:
             if not last:
                 self.measured.append([None] * 5)
                 continue
-            square_before, square_last, square_params = (_square_sum(t, weights) for t in (held, last, params))
-            product = _product_sum(held, last, weights)
+            square_before, square_last, square_params, product = _compare(held, last, params, weights)
             if scale is not None:
                 square_last, product = square_last * scale * scale, product * scale
             self.measured.append([square_before, square_last, product, None, square_params])
@@ -199,7 +229,7 @@ class OptimizerMeter:
         self.buffers = None
 
     def state(self) -> dict[str, Any]:
-        """What is held between the updates of an interval, as lists of tensors and None."""
+        """What is held between the updates of an interval, as lists of tensors, numbers and None."""
         held = None if self.buffers is None else [[b.clone() for b in group] for group in self.buffers]
         return {"buffers": held, "measured": [list(row) for row in self.measured]}
 
@@ -214,11 +244,15 @@ class OptimizerMeter:
 
     def on_device(self) -> Tensor | None:
         """All measurements as one `(num_param_groups, 5)` tensor where the parameters are; None without any."""
-        known = [value for row in self.measured for value in row if value is not None]
-        if not known:
+        found = [value for row in self.measured for value in row]
+        if all(value is None for value in found):
             return None
-        unknown = torch.full_like(known[0], torch.nan)
-        sums = torch.stack([unknown if v is None else v.to(unknown) for row in self.measured for v in row])
+        values = [math.nan if value is None else value for value in found]
+        like = next((value for value in values if isinstance(value, Tensor)), None)
+        if like is None:
+            sums = torch.tensor(values, dtype=torch.float64)
+        else:  # no number is sent to the device, which would have to be waited for
+            sums = torch.stack([v.to(like) if isinstance(v, Tensor) else torch.full_like(like, v) for v in values])
         return self._over_ranks(sums.view(len(self.measured), -1))
 
     def statistics(self, measurement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,8 +260,7 @@ class OptimizerMeter:
         if measurement is None:
             unknown = torch.full((1, self.num_groups), torch.nan, dtype=torch.float64)
             return unknown, unknown, unknown
-        sums = self._join(measurement.double())
-        before, last, product, update, params = (sums[None, :, column] for column in range(5))
+        before, last, product, update, params = self._join(measurement.double())[None].unbind(-1)
         norm = stats.gradient_norm(before, last)
         return norm, stats.cosine(product, before, last), stats.ratio(update, params)
 
@@ -291,12 +324,12 @@ class OptimizerMeter:
             return 1.0
         return 1.0 / math.prod(group.size() for group in self._shard_groups())
 
-    def _weights(self) -> list[Tensor | None]:
+    def _weights(self) -> list[list[float] | None]:
         """For each parameter group the weights of its parameters; None where nothing is sharded."""
         measured = self._measured_params()
         if not self._shard_groups():
             return [None] * len(measured)
-        return [torch.tensor([self._weight(p) for p in group]) for group in measured]
+        return [[self._weight(p) for p in group] for group in measured]
 
 
 def _shapes(groups: list[list[Tensor]]) -> list[list[torch.Size]]:

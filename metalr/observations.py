@@ -169,7 +169,7 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
     }
     for name in named:
         if name.startswith("loss_"):
-            named[name] = _known(named[name], zero) * context.has_loss
+            named[name] = named[name] * context.has_loss
     return _stack(named, context, zero), new
 
 
