@@ -60,14 +60,19 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor if _is_plain(tensor) or not hasattr(tensor, "to_local") else tensor.to_local()
 
 
+def _on_host(tensors: list[Tensor]) -> bool:
+    return tensors[0].is_cpu
+
+
 def _compare(held: list[Tensor], last: list[Tensor], params: list[Tensor], weights: list[float] | None) -> list[Number]:
     """Squared norms of the three and the scalar product of the first two, which may use up `held`."""
-    if last[0].is_cpu:
+    if _on_host(last):
         # Tensor by tensor: what one pass has brought into the cache serves the next.
         rows = [_compare_on_host(*three) for three in zip(held, last, params, strict=True)]
         return [_total(column, weights) for column in zip(*rows, strict=True)]
+    squares = _squares(held + last + params).view(3, -1)
     products = torch.stack([_product(a, b) for a, b in zip(held, last, strict=True)])
-    return [*_total(torch.cat([_squares(held + last + params).view(3, -1), products[None]]), weights)]
+    return [*_total(torch.cat([squares, products[None]]), weights)]
 
 
 def _compare_on_host(held: Tensor, last: Tensor, param: Tensor) -> tuple[float, ...]:
@@ -75,7 +80,7 @@ def _compare_on_host(held: Tensor, last: Tensor, param: Tensor) -> tuple[float, 
 
 
 def _square_sum(tensors: list[Tensor], weights: list[float] | None) -> Number:
-    if tensors[0].is_cpu:
+    if _on_host(tensors):
         return _total([_square(tensor).item() for tensor in tensors], weights)
     return _total(_squares(tensors), weights)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam
 
+from metalr import measurement
 from metalr.measurement import OptimizerMeter
 
 
@@ -33,22 +34,33 @@ def norm(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors]).norm()
 
 
+def place(tensor, *, aligned):
+    """The same numbers where a scalar product may begin, or eight bytes after."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    return (flat[:-1] if aligned else flat[1:]).view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("on_host", [True, False])  # False: the way of devices, walked on the CPU
+@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("scope", ["global", "param_group"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_statistics_are_those_of_copies(name, scope):
+def test_the_statistics_are_those_of_copies(name, scope, aligned, on_host, monkeypatch):
+    monkeypatch.setattr(measurement, "_on_host", lambda _: on_host)
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), (5,), (2, 2))]
-    params = [torch.nn.Parameter(p) for p in params]
+    params = [torch.nn.Parameter(place(p, aligned=aligned)) for p in params]
     optimizer = OPTIMIZERS[name]([{"params": params[:2]}, {"params": params[2:]}])
     meter = OptimizerMeter(optimizer, scope)
     gradients = []
     for before, after in ((None, None), (meter.before_second_last, None), (meter.before_last, meter.after_last)):
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.grad = place(torch.randn(p.shape, generator=generator, dtype=torch.float64), aligned=aligned)
         gradients.append([p.grad.clone() for p in params])
         weights = [p.detach().clone() for p in params]
         if before:
             before()
+        assert all(torch.equal(p, old) for p, old in zip(params, weights, strict=True))  # only read
+        assert all(torch.equal(p.grad, old) for p, old in zip(params, gradients[-1], strict=True))
         optimizer.step()
         if after:
             after()

@@ -353,6 +353,16 @@ def test_a_learned_one_refuses_a_chain_and_names_the_way(name):
 
 
 @learned
+def test_a_learned_one_that_gets_into_a_chain_later_refuses_at_its_next_decision(name):
+    training = Training()
+    scheduler = build(name, training.optimizer)
+    training.run(scheduler, 2)
+    chain = torch.optim.lr_scheduler.ChainedScheduler([scheduler])
+    with pytest.raises(RuntimeError, match="inside a ChainedScheduler"):
+        training.run(chain, HORIZON // 2)
+
+
+@learned
 def test_the_way_is_another_base_schedule(name):
     from metalr.schedules import Exponential
 

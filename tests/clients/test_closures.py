@@ -28,11 +28,13 @@ def test_a_closure_is_seen_after_it_ran():
     assert rates == expected
 
 
-def test_lbfgs_asks_its_closure_many_times():
+def test_lbfgs_asks_its_closure_many_times(monkeypatch):
     model = net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     scheduler = LearnedLR(optimizer, moderate_policy(), horizon=10)
-    asked = []
+    asked, measured, firsts = [], [], []
+    measure = scheduler._meter.before_last
+    monkeypatch.setattr(scheduler._meter, "before_last", lambda: (measured.append(len(asked)), measure()))
 
     def closure():
         optimizer.zero_grad()
@@ -42,7 +44,9 @@ def test_lbfgs_asks_its_closure_many_times():
         return loss
 
     for _ in range(10):
+        firsts.append(len(asked) + 1)
         scheduler.observe(optimizer.step(closure))
         scheduler.step()
     assert len(asked) > 20
+    assert measured == firsts[1:8:2]  # the gradients that the closure leaves when it is asked first, once an update
     assert [e["updates"] for e in scheduler.history] == [0, 2, 4, 6, 8]
