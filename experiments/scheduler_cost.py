@@ -6,8 +6,8 @@ An MLP of a million parameters, batch 128, SGD with momentum, one CPU thread; 10
 steps, one decision in each, are timed in turn with `LearnedLR` and twice with torch's `StepLR`, in random order within
 a triple. `LearnedLR` is compared with the mean of the two; one of them against the other (A/A) shows what the harness
 itself can tell apart. One model trains under all three: a second one would drive the first out of the cache, and where
-a model lies in memory makes it up to a percent faster or slower for as long as it lives. For that reason too the model
-is built anew many times, and the interval is over builds. With CUDA also a transformer of 12 layers and about 25
+a model lies in memory makes it faster or slower for as long as it lives. For that reason too the model is built anew
+many times, and the interval is over builds. With CUDA also a transformer of 12 layers and about 25
 million parameters.
 
 Expected: at most 1.02 on the CPU (upper end of the interval) and 1.01 on the GPU, A/A within 0.5 % of 1.
@@ -126,7 +126,7 @@ def seconds(training: Training, count: int, device: str) -> float:
 def measure(make_model: Callable, device: str, args: Args) -> tuple[float, float]:
     """Log ratios of the times of adjacent blocks, learned over plain and plain over plain, for a newly built model.
 
-    Interquartile means: a neighbour on a shared machine slows single blocks down by half.
+    Interquartile means: on a shared machine neighbours slow single blocks down.
     """
     block, training = args.steps // args.decisions, Training(make_model, args, device)
     took: list[dict[str, float]] = []

@@ -162,8 +162,6 @@ class LearnedLR(LRScheduler):
             TypeError: it got an epoch number, as some loops pass to every scheduler.
         """
         first = self._step_count < 2
-        if first or self._updates == self._stop:  # not every time: looking at the caller costs more than the rest
-            _refuse_chain(sys._getframe(1).f_code)
         if not self._is_initial:
             if isinstance(loss, int):
                 raise TypeError(
@@ -177,6 +175,8 @@ class LearnedLR(LRScheduler):
             if self._updates - self._calls_at >= _EPOCH_LIKE:
                 self._notice_epochs()
             self._calls_at = self._updates
+        if first or self._updates == self._stop:  # at decisions, not at every step: it takes its time
+            _refuse_chain(sys._getframe(1).f_code)
         if first:
             super().step()  # with torch's own look at the order of calls
             return

@@ -27,9 +27,8 @@ Number = float | Tensor
 _KEPT_BYTES = 16 * 2**20
 # Where torch's own allocations begin, in bytes.
 _BOUNDARY = 64
-# Columns of the measurement of a group.
-_SQUARE_BEFORE, _SQUARE_LAST, _PRODUCT, _SQUARE_UPDATE, _SQUARE_PARAMS = range(5)
-
+# Of the five columns of a group's measurement the one that is known last; `statistics` names them all.
+_SQUARE_UPDATE = 3
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -352,10 +352,12 @@ def test_a_learned_one_refuses_a_chain_and_names_the_way(name):
         chain.step()
 
 
+@pytest.mark.parametrize("hooks", [True, False])
 @learned
-def test_a_learned_one_that_gets_into_a_chain_later_refuses_at_its_next_decision(name):
+def test_a_learned_one_that_gets_into_a_chain_later_refuses_at_its_next_decision(name, hooks):
     training = Training()
-    scheduler = build(name, training.optimizer)
+    controller = CONTROLLERS_UNDER_TEST[name.removeprefix("learned:")]
+    scheduler = LearnedLR(training.optimizer, controller, HORIZON, decisions=5, hooks=hooks)
     training.run(scheduler, 2)
     chain = torch.optim.lr_scheduler.ChainedScheduler([scheduler])
     with pytest.raises(RuntimeError, match="inside a ChainedScheduler"):
