@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test test-clients slow gpu lint demo clean
+.PHONY: help setup test test-integrations slow gpu lint demo clean
 
 help:
 	@echo "make test    lint, types and the quick tests"
-	@echo "make test-clients  the tests in the loops of other libraries, which it installs"
+	@echo "make test-integrations  the tests in the loops of other libraries, which it installs"
 	@echo "make slow    the slow tests"
 	@echo "make gpu     the tests that need a CUDA device"
 	@echo "make demo    train a controller, export it, use it and compare it (about two minutes)"
@@ -24,13 +24,13 @@ setup: .venv/ready
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-.venv/clients-ready: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[clients]'
+.venv/integrations-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
 	touch $@
 
-# Where a client is missing this fails; `make test` skips.
-test-clients: .venv/clients-ready
-	METALR_REQUIRE_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/test_docs.py
+# Where a library is missing this fails; `make test` skips.
+test-integrations: .venv/integrations-ready
+	METALR_REQUIRE_INTEGRATIONS=1 $(BIN)/python -m pytest tests/integrations tests/test_docs.py
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

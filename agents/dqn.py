@@ -19,7 +19,7 @@ from metalr.agents.sb3_training import (
     training_versions,
 )
 from metalr.agents.sb3_vec_env import LRControlVecEnv
-from metalr.controllers import PolicyController
+from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
 
 

@@ -15,9 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalr.agents.meta_gradients import MetaGradient
 from metalr.agents.unrolls import check_meta_loss
-from metalr.data import Batch
-from metalr.learned import Learned, OpenLoop, ParameterLR
-from metalr.training import BatchedRuns, ParameterLayout
+from metalr.engine.layout import ParameterLayout
+from metalr.engine.runs import BatchedRuns
+from metalr.learned.module import Learned, OpenLoop
+from metalr.learned.schedules import ParameterLR
+from metalr.tasks.data import Batch
 
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop)
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metalr.agents.unrolls import Carry, Unroll, check_meta_loss, leaves, replace_leaves
-from metalr.learned import Learned
-from metalr.training import BatchedRuns
+from metalr.engine.runs import BatchedRuns
+from metalr.learned.module import Learned
 
 Route = Literal["full", "segments", "truncated"]
 BACKENDS = ("batched", "higher")
@@ -58,7 +58,7 @@ def meta_gradient(
     """The meta-loss and its gradient, averaged over the runs that do not diverge.
 
     Args:
-        learned: an open-loop or closed-loop module of `metalr.learned`.
+        learned: an open-loop or closed-loop module of `metalr.learned.schedules`.
         runs: the engine with the task; its runs are started anew.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, or None for the task's.
@@ -73,8 +73,8 @@ def meta_gradient(
         ValueError: an argument is unknown, or the backend does not support the optimizer or the module.
 
     Example:
-        >>> from metalr.learned import ConstantLR
-        >>> from metalr.tasks import make_task
+        >>> from metalr.learned.schedules import ConstantLR
+        >>> from metalr.tasks.catalog import make_task
         >>> runs = BatchedRuns(make_task("quadratic", horizon=1), num_runs=1, dtype=torch.float64)
         >>> result = meta_gradient(ConstantLR(), runs, torch.tensor([0]), meta_loss="final-train")
         >>> round(result.loss, 6)  # from 5, one step of 0.2 · 12 towards -1: (3.6)²

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from metalr import seeding
 from metalr.agents.unrolls import Carry, Unroll, check_meta_loss, leaves, replace_leaves
-from metalr.learned import Learned, MetaVector, OpenLoop
+from metalr.engine.runs import BatchedRuns
+from metalr.learned.module import Learned, MetaVector, OpenLoop
 from metalr.schedules import Schedule
-from metalr.task import Task
-from metalr.tasks import draw_base_lr
-from metalr.training import BatchedRuns
+from metalr.tasks.families import draw_base_lr
+from metalr.tasks.task import Task
 
 
 @dataclass

@@ -13,15 +13,16 @@ from typing import Any, Literal
 from stable_baselines3 import DQN, PPO
 
 from metalr import schedules
-from metalr.actions import ActionSpec
 from metalr.agents.dqn import DQNSettings, train_dqn
 from metalr.agents.ppo import PPOSettings, train_ppo
 from metalr.agents.sb3_export import export_policy
 from metalr.agents.sb3_training import CHECKPOINT, CONFIG, OPTIONS, Budget
-from metalr.controllers import PolicyController
+from metalr.control.actions import ActionSpec
+from metalr.control.policy import PolicyController
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.registry import look_up
-from metalr.tasks import FAMILIES, make_task
+from metalr.tasks.catalog import make_task
+from metalr.tasks.families import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from metalr.controllers import PolicyController, PolicyNetwork
+from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.envs.transition import EnvConfig
 from metalr.schedules import Schedule
 

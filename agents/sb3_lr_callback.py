@@ -14,8 +14,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch.optim import Optimizer
 
-from metalr.controllers import Controller
-from metalr.learned_scheduler import LearnedLR
+from metalr.control.controller import Controller
+from metalr.schedulers.learned_lr import LearnedLR
 
 # The agent's attribute under which it keeps, and saves, where its controller stands.
 _ATTRIBUTE = "controlled_lr"

@@ -17,8 +17,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from metalr.agents.sb3_export import export_policy
 from metalr.agents.sb3_vec_env import LRControlVecEnv
-from metalr.checkpoints import save_controller
-from metalr.controllers import PolicyController
+from metalr.artefacts.controller_file import save_controller
+from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
 from metalr.records import versions
 

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metalr import actions, observations, schedules, stats
-from metalr.actions import ActionState
-from metalr.controllers import decision_steps
-from metalr.data import Batch
-from metalr.learned import Learned, OpenLoop
-from metalr.learned_policies import ClosedLoop
-from metalr.observations import Context, ObservationState
-from metalr.stats import RunStats
-from metalr.training import BatchedRuns, RunState, TrainingStep
+from metalr import schedules
+from metalr.control import actions
+from metalr.control.actions import ActionState
+from metalr.control.controller import decision_steps
+from metalr.engine.runs import BatchedRuns
+from metalr.engine.step import RunState, TrainingStep
+from metalr.learned.module import Learned, OpenLoop
+from metalr.learned.policies import ClosedLoop
+from metalr.signals import observations, stats
+from metalr.signals.observations import Context, ObservationState
+from metalr.signals.stats import RunStats
+from metalr.tasks.data import Batch
 
 META_LOSSES = ("mean-train", "final-train", "final-valid")
 # Elements that the evaluation of a final loss puts through the network at once.
@@ -85,7 +88,7 @@ class Unroll:
     """Runs of one task from their seeds to the horizon under a learned module.
 
     Open loop: lr(t) = base_lr · learned(t / horizon). Closed loop: lr(t) = base_lr · schedule(t / horizon) ·
-    multiplier, decided `learned.decisions` times from the observation, as in `metalr.evaluation.run_episode`.
+    multiplier, decided `learned.decisions` times from the observation, as in `metalr.engine.episodes.run_episode`.
 
     Args:
         runs: the engine; its runs are started anew from `seeds`.
@@ -115,7 +118,9 @@ class Unroll:
         if order not in (1, 2):
             raise ValueError(f"got order {order}, expected 1 or 2: 1 leaves out the second derivatives")
         if not isinstance(learned, (OpenLoop, ClosedLoop)):
-            raise ValueError(f"got a {type(learned).__name__}, expected a module of metalr.learned: subclass those")
+            raise ValueError(
+                f"got a {type(learned).__name__}, expected a module of metalr.learned.schedules: subclass those"
+            )
         self.runs, self.learned, self.call = runs, learned, call
         self.horizon = runs.task.horizon
         self.schedule = schedule or schedules.Constant()

@@ -67,9 +67,9 @@ class LRControlEnv(gymnasium.Env):
     ## Arguments
 
     `task` is a shipped name or a `metalr.Task`. Further arguments are fields of `metalr.envs.transition.EnvConfig`
-    (decisions, reward, schedule, base_lr_range, …), of `metalr.actions.ActionSpec` (mode, alpha, levels, low, high)
-    and, for a shipped task, of its builder (horizon, optimizer, width, …). `render_mode="rgb_array"` draws loss and
-    learning rate so far.
+    (decisions, reward, schedule, base_lr_range, …), of `metalr.control.actions.ActionSpec` (mode, alpha, levels, low,
+    high) and, for a shipped task, of its builder (horizon, optimizer, width, …). `render_mode="rgb_array"` draws loss
+    and learning rate so far.
 
         env = gymnasium.make("metalr/LRControl-v0", task="digits-mlp", horizon=200, decisions=20, levels=9)
     """

@@ -8,11 +8,11 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from metalr.actions import ActionSpec
+from metalr.control.actions import ActionSpec
 from metalr.envs.spaces import action_space, observation_space
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.task import Task
-from metalr.tasks import make_task
+from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 TaskLike = str | Task | Sequence[Task]
 

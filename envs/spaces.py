@@ -3,8 +3,8 @@
 import numpy as np
 from gymnasium import spaces
 
-from metalr.actions import ActionSpec
-from metalr.observations import FEATURES
+from metalr.control.actions import ActionSpec
+from metalr.signals.observations import FEATURES
 
 
 def observation_space(num_groups: int) -> spaces.Box:

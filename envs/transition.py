@@ -11,17 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalr import actions, observations, seeding
-from metalr.actions import ActionSpec
+from metalr import seeding
+from metalr.control import actions
+from metalr.control.actions import ActionSpec
+from metalr.engine.episodes import interval_lr
+from metalr.engine.runs import BatchedRuns
 from metalr.envs.rewards import REWARDS, rise
-from metalr.evaluation import interval_lr
-from metalr.observations import NUM_FEATURES, Context, visibility
 from metalr.registry import look_up
 from metalr.schedules import Schedule
-from metalr.stats import RunStats
-from metalr.task import Task
-from metalr.tasks import draw_base_lr
-from metalr.training import BatchedRuns
+from metalr.signals import observations
+from metalr.signals.observations import NUM_FEATURES, Context, visibility
+from metalr.signals.stats import RunStats
+from metalr.tasks.families import draw_base_lr
+from metalr.tasks.task import Task
 
 # Examples of a split behind the potential at the end of an episode.
 _OUTCOME_EXAMPLES = 2048

@@ -35,12 +35,13 @@ import torch
 import tyro
 
 from experiments.meta_records import FOLDER, figure_path, print_table, write_records
-from metalr import figures, report, tables
-from metalr.baselines import BASELINES
-from metalr.comparison import Comparison, Settings, compare, progress_bar
+from metalr.compare import results
+from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
+from metalr.compare.contenders import BASELINES
 from metalr.records import to_line
-from metalr.task import Task
-from metalr.tasks import make_task
+from metalr.reports import figures, report
+from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 # Where a step is costly: fewer trials (still the same for everyone), fewer seeds, fewer steps.
 _COSTLY = {"bytes-transformer": {"num_lrs": 7, "tuning_seeds": 1, "report_seeds": 5}}
@@ -121,9 +122,9 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each task, table and contender."""
     rows = []
     for task in comparison.tasks:
-        times = {row["contender"]: row for row in tables.time_table(comparison.records, comparison.curves, task)}
+        times = {row["contender"]: row for row in results.time_table(comparison.records, comparison.curves, task)}
         for criterion in ("train", "valid"):
-            for row in tables.result_table(comparison.records, task, criterion):
+            for row in results.result_table(comparison.records, task, criterion):
                 time = times.get(row["contender"], {})
                 finite = {key: value for key, value in row.items() if not isinstance(value, (tuple, list))}
                 rows.append(

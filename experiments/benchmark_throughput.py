@@ -52,11 +52,11 @@ from experiments.throughput_loops import (
     work_of_a_step,
 )
 from experiments.throughput_record import Record, circumstances, measured
-from metalr import executors, memory
-from metalr.datasets import mnist1d
-from metalr.models import MLP, GRUClassifier
-from metalr.task import Task
-from metalr.tasks import make_task
+from metalr.engine import executors, memory
+from metalr.tasks.catalog import make_task
+from metalr.tasks.datasets import mnist1d
+from metalr.tasks.models import MLP, GRUClassifier
+from metalr.tasks.task import Task
 
 INTERVAL = 20
 # Longest time for one row on a GPU, in seconds: what compiles for longer than that gives way to what does not.

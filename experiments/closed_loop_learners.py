@@ -23,20 +23,20 @@ import torch
 import tyro
 
 from experiments.meta_records import print_table, write_records
-from metalr.actions import ActionSpec
 from metalr.agents.dqn import train_dqn
-from metalr.agents.maml import MetaTrainer, OuterConfig
+from metalr.agents.outer_loop import MetaTrainer, OuterConfig
 from metalr.agents.pes import PES, Turns
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import Budget
-from metalr.checkpoints import load_controller, save_controller
-from metalr.comparison import Settings, compare
+from metalr.artefacts.controller_file import load_controller, save_controller
+from metalr.compare.comparison import Settings, compare
+from metalr.compare.results import wrong_base_table
+from metalr.control.actions import ActionSpec
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.learned_policies import GRUPolicy, MLPPolicy
-from metalr.recurrent import controller_of
+from metalr.learned.export import controller_of
+from metalr.learned.policies import GRUPolicy, MLPPolicy
 from metalr.schedules import Linear
-from metalr.tables import wrong_base_table
-from metalr.tasks import make_task
+from metalr.tasks.catalog import make_task
 
 LEARNERS = ("ppo", "dqn", "pes-mlp", "pes-gru")
 TRAINED_ON = ("mnist1d-mlp", "teacher-student")

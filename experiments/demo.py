@@ -21,16 +21,16 @@ from typing import Literal
 import torch
 import tyro
 
-from metalr import report
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
-from metalr.checkpoints import load_card, load_controller
-from metalr.comparison import Settings, compare, progress_bar
+from metalr.artefacts.controller_file import load_card, load_controller
+from metalr.compare.comparison import Settings, compare, progress_bar
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.report_grids import result_grid
+from metalr.reports import report
+from metalr.reports.tables import result_grid
 from metalr.schedules import Linear
-from metalr.task import Task
-from metalr.tasks import make_task
+from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 BLIND = "state-blind policy"
 

@@ -22,8 +22,8 @@ import tyro
 
 from experiments.hypergradient_repair import make_task
 from experiments.meta_records import figure_path, print_table, write_records
-from metalr.optimizers import SGD
-from metalr.training import BatchedRuns
+from metalr.engine.runs import BatchedRuns
+from metalr.optimizers.classic import SGD
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -101,7 +101,7 @@ def best_lrs(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """Final loss against the LR, a line for each horizon; a dot marks the best."""
-    from metalr import figures
+    from metalr.reports import figures
 
     figure, axes = figures.panels(2, height=4.0)
     for axis, split in zip(axes, ("train", "test"), strict=True):

@@ -24,12 +24,13 @@ import tyro
 from torch.nn import functional
 
 from experiments.meta_records import figure_path, print_table, write_records
-from metalr import aggregates, datasets, models
-from metalr.hypergradient import Hypergradient
-from metalr.losses import accuracy
-from metalr.optimizers import SGD, InnerOptimizer
-from metalr.task import Task
-from metalr.training import BatchedRuns
+from metalr.compare import statistics
+from metalr.engine.runs import BatchedRuns
+from metalr.optimizers.classic import SGD, InnerOptimizer
+from metalr.optimizers.wrappers import Hypergradient
+from metalr.tasks import datasets, models
+from metalr.tasks.losses import accuracy
+from metalr.tasks.task import Task
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -102,8 +103,8 @@ def summary(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
         plain = {row["seed"]: row for row in rows if row["lr"] == lr and row["beta"] == 0.0}
         for beta in args.betas:
             own = [row for row in rows if row["lr"] == lr and row["beta"] == beta]
-            percent = aggregates.bootstrap([100.0 * row["test_accuracy"] for row in own])
-            gain = aggregates.paired_difference(
+            percent = statistics.bootstrap([100.0 * row["test_accuracy"] for row in own])
+            gain = statistics.paired_difference(
                 [100.0 * row["test_accuracy"] for row in own],
                 [100.0 * plain[row["seed"]]["test_accuracy"] for row in own],
             )
@@ -123,7 +124,7 @@ def summary(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """LR and train loss over the run: solid from the large LR, dashed from the small one."""
-    from metalr import figures
+    from metalr.reports import figures
 
     figure, (left, right) = figures.panels(2, height=4.0)
     steps = np.arange(1, args.horizon // args.interval + 1) * args.interval

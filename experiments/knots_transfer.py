@@ -25,14 +25,14 @@ from torch import Tensor
 
 import metalr
 from experiments.meta_records import FOLDER, figure_path, print_table, write_records
-from metalr.agents.maml import MetaGradients, MetaTrainer, OuterConfig
+from metalr.agents.outer_loop import MetaGradients, MetaTrainer, OuterConfig
 from metalr.agents.pes import PES
-from metalr.learned import KnotLR
-from metalr.recurrent import controller_of
+from metalr.engine.runs import BatchedRuns
+from metalr.learned.export import controller_of
+from metalr.learned.schedules import KnotLR
 from metalr.schedules import WSD, Constant, Cosine, Linear, Schedule, Warmup
-from metalr.task import Task
-from metalr.tasks import make_task
-from metalr.training import BatchedRuns
+from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 CLASSICS: dict[str, Schedule] = {
     "constant": Constant(),

@@ -24,9 +24,9 @@ import tyro
 from experiments.meta_records import figure_path, print_table, write_records
 from metalr.agents.meta_gradients import meta_gradient
 from metalr.agents.pes import PES
-from metalr.learned import KnotLR
-from metalr.tasks import make_task
-from metalr.training import BatchedRuns
+from metalr.engine.runs import BatchedRuns
+from metalr.learned.schedules import KnotLR
+from metalr.tasks.catalog import make_task
 
 ROUTES = ("forward only", "full", "full, first order", "segments", "truncated to 32", "PES", "higher, one run")
 OPTIONS: dict[str, dict[str, Any]] = {

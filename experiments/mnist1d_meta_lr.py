@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.meta_records import figure_path, print_table, write_records
-from metalr import datasets, models
-from metalr.agents.maml import MetaGradients, MetaTrainer, OuterConfig
-from metalr.data import Batch, Data
-from metalr.learned import ConstantLR, KnotLR, OpenLoop
-from metalr.task import Task
+from metalr.agents.outer_loop import MetaGradients, MetaTrainer, OuterConfig
+from metalr.learned.module import OpenLoop
+from metalr.learned.schedules import ConstantLR, KnotLR
+from metalr.tasks import datasets, models
+from metalr.tasks.data import Batch, Data
+from metalr.tasks.task import Task
 
 
 @dataclass

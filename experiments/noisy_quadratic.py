@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
 
-from metalr.controllers import decision_steps
+from metalr.control.controller import decision_steps
 from metalr.schedules import WSD, Schedule
 
 CURVATURE = 1.0 / np.arange(1, 1001)

@@ -45,11 +45,12 @@ from experiments.noisy_quadratic import (
     piece_mixing,
     tuned,
 )
-from metalr.agents.maml import MetaGradients, MetaTrainer, MetaTrainingError, OuterConfig
+from metalr.agents.outer_loop import MetaGradients, MetaTrainer, MetaTrainingError, OuterConfig
 from metalr.agents.pes import PES
-from metalr.learned import KnotLR, OpenLoop, StepwiseLR
+from metalr.learned.module import OpenLoop
+from metalr.learned.schedules import KnotLR, StepwiseLR
 from metalr.schedules import Cosine
-from metalr.tasks import make_task
+from metalr.tasks.catalog import make_task
 
 NAME = "noisy_quadratic_optimum"
 

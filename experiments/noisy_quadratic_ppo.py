@@ -21,14 +21,14 @@ import tyro
 
 from experiments.meta_records import print_table, write_records
 from experiments.noisy_quadratic import CAP, decision_mixing, expected_loss, optimum
-from metalr.actions import ActionSpec
 from metalr.agents.ppo import PPOSettings, train_ppo
 from metalr.agents.sb3_training import Budget
+from metalr.control.actions import ActionSpec
+from metalr.engine.episodes import run_episode
+from metalr.engine.runs import BatchedRuns
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.evaluation import run_episode
 from metalr.schedules import Constant
-from metalr.tasks import make_task
-from metalr.training import BatchedRuns
+from metalr.tasks.catalog import make_task
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import metalr
-from metalr.datasets import mnist1d
+from metalr.tasks.datasets import mnist1d
 
 UPDATES = 200
 

@@ -25,10 +25,10 @@ import torch
 import tyro
 
 from experiments.meta_records import print_table, write_records
-from metalr.baselines import OUTSIDE_BASELINES
-from metalr.comparison import Comparison, Settings, compare, progress_bar
-from metalr.tables import result_table
-from metalr.tasks import make_task
+from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
+from metalr.compare.contenders import OUTSIDE_BASELINES
+from metalr.compare.results import result_table
+from metalr.tasks.catalog import make_task
 
 _SCHEDULES = ("constant", "cosine", "wsd-linear")
 

@@ -30,12 +30,12 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
 from experiments.meta_records import print_table, write_records
-from metalr import aggregates
-from metalr.actions import ActionSpec
-from metalr.controllers import PolicyController, PolicyNetwork
-from metalr.learned_scheduler import LearnedLR
-from metalr.observations import NUM_FEATURES
+from metalr.compare import statistics
+from metalr.control.actions import ActionSpec
+from metalr.control.policy import PolicyController, PolicyNetwork
+from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Cosine
+from metalr.signals.observations import NUM_FEATURES
 
 
 @dataclass
@@ -138,7 +138,7 @@ def measure(make_model: Callable, device: str, args: Args) -> tuple[float, float
             took[-1][name] = seconds(training, block, device)
     plain, learned, again = (np.log([times[name] for times in took]) for name in training.schedulers)
     ratios = learned - (plain + again) / 2.0, again - plain
-    return float(aggregates.interquartile_mean(ratios[0])), float(aggregates.interquartile_mean(ratios[1]))
+    return float(statistics.interquartile_mean(ratios[0])), float(statistics.interquartile_mean(ratios[1]))
 
 
 def sync_free(make_model: Callable, args: Args) -> int:
@@ -173,7 +173,7 @@ def main(args: Args) -> None:
             ("learned", "LearnedLR / StepLR", learned),
             ("again", "StepLR / StepLR (A/A)", again),
         ):
-            interval = [float(np.exp(x)) for x in aggregates.bootstrap(found)]
+            interval = [float(np.exp(x)) for x in statistics.bootstrap(found)]
             row[label] = f"{interval[0]:.4f} [{interval[1]:.4f}, {interval[2]:.4f}]"
             row[f"{key}_interval"] = interval
         row["target"] = f"<= {target}: {'met' if row['learned_interval'][2] <= target else 'not met'}"

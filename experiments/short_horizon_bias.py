@@ -29,7 +29,7 @@ from scipy.optimize import minimize_scalar
 
 from experiments.meta_records import figure_path, print_table, write_records
 from experiments.noisy_quadratic import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
-from metalr.baselines import BASELINES, Baseline
+from metalr.compare.contenders import BASELINES, Baseline
 
 # The search follows this many groups of the slow directions in place of each one; the result does not.
 _GROUPS = 60
@@ -126,7 +126,7 @@ def rows_of(horizon: int, args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """Loss over the optimum against the horizon, and the LRs at the longest horizon."""
-    from metalr import figures
+    from metalr.reports import figures
 
     figure, (left, right) = figures.panels(2, height=4.2)
     names = ["optimum under lr <= 2", "greedy", "constant", "cosine", "wsd", "linear", "inverse-square-root", "step"]

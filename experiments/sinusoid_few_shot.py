@@ -17,10 +17,11 @@ import torch
 import tyro
 
 from experiments.meta_records import figure_path, print_table, write_records
-from metalr.agents.maml import MetaGradients, MetaTrainer, OuterConfig
+from metalr.agents.few_shot import few_shot_learner
 from metalr.agents.meta_gradients import meta_gradient
-from metalr.agents.sinusoids import few_shot_learner, sinusoid_task
-from metalr.training import BatchedRuns
+from metalr.agents.outer_loop import MetaGradients, MetaTrainer, OuterConfig
+from metalr.engine.runs import BatchedRuns
+from metalr.tasks.sinusoids import sinusoid_task
 
 PAPER = {("maml", 5): 1.13, ("meta-sgd", 5): 0.90, ("maml", 10): 0.77, ("meta-sgd", 10): 0.53}
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from metalr.task import Task
-from metalr.training import BatchedRuns
+from metalr.engine.runs import BatchedRuns
+from metalr.tasks.task import Task
 
 Steps = Callable[[int], None]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from experiments.throughput_loops import async_vector_rate, plain_loop, rates, synchronize
-from metalr.task import Task
+from metalr.tasks.task import Task
 
 # "20 M inner steps" is the amount of training that the target is stated for.
 _INNER_STEPS = 20_000_000

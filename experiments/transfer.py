@@ -17,11 +17,11 @@ import torch
 import tyro
 
 from experiments.meta_records import print_table, write_records
-from metalr.checkpoints import load_controller
-from metalr.comparison import Settings, compare, progress_bar
-from metalr.tables import wrong_base_table
-from metalr.task import Task
-from metalr.tasks import make_task
+from metalr.artefacts.controller_file import load_controller
+from metalr.compare.comparison import Settings, compare, progress_bar
+from metalr.compare.results import wrong_base_table
+from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 TASKS: dict[str, dict] = {
     "mnist1d-mlp, T 200 (its own)": {"task": "mnist1d-mlp", "horizon": 200},

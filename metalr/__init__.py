@@ -6,11 +6,12 @@ for x, y in loader:
     scheduler.observe(loss); optimizer.step(); scheduler.step()
 """
 
-from metalr.checkpoints import load_card, load_controller, load_scheduler, save_controller
-from metalr.learned_scheduler import LearnedLR
-from metalr.schedulers import ScheduleLR
-from metalr.task import Task
-from metalr.tasks import FAMILIES, TASKS, TaskFamily, make_task
+from metalr.artefacts.controller_file import load_card, load_controller, load_scheduler, save_controller
+from metalr.schedulers.learned_lr import LearnedLR
+from metalr.schedulers.schedule_lr import ScheduleLR
+from metalr.tasks.catalog import TASKS, make_task
+from metalr.tasks.families import FAMILIES, TaskFamily
+from metalr.tasks.task import Task
 
 __version__ = "0.1.0"
 

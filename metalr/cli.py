@@ -74,8 +74,9 @@ class Export:
 
     def run(self) -> None:
         """Write the file."""
-        from metalr.checkpoints import load_card, load_controller, save_controller
-        from metalr.standalone import write_replay_csv, write_standalone
+        from metalr.artefacts.controller_file import load_card, load_controller, save_controller
+        from metalr.artefacts.replay_table import write_replay_csv
+        from metalr.artefacts.standalone import write_standalone
 
         if self.source.is_dir():
             from metalr.agents.run_folder import export_folder
@@ -95,9 +96,9 @@ class Export:
         print(self.target)
 
     def _multipliers(self, controller: Any) -> torch.Tensor:
-        from metalr.evaluation import run_episode
-        from metalr.tasks import make_task
-        from metalr.training import BatchedRuns
+        from metalr.engine.episodes import run_episode
+        from metalr.engine.runs import BatchedRuns
+        from metalr.tasks.catalog import make_task
 
         runs = BatchedRuns(make_task(self.task, horizon=self.horizon), num_runs=16)
         base_lr = torch.full((16,), runs.task.base_lr)
@@ -144,11 +145,11 @@ class Compare:
 
     def run(self) -> None:
         """Compare, print and write the report."""
-        from metalr import report
-        from metalr.baselines import BASELINES
-        from metalr.checkpoints import load_controller
-        from metalr.comparison import Settings, compare, progress_bar
-        from metalr.tasks import make_task
+        from metalr.artefacts.controller_file import load_controller
+        from metalr.compare.comparison import Settings, compare, progress_bar
+        from metalr.compare.contenders import BASELINES
+        from metalr.reports import report
+        from metalr.tasks.catalog import make_task
 
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         chosen: dict[str, Any] = {}
@@ -214,10 +215,10 @@ class Tune:
 
     def run(self) -> None:
         """Search and print."""
-        from metalr.baselines import get_baseline
-        from metalr.comparison import progress_bar
-        from metalr.search import search
-        from metalr.tasks import make_task
+        from metalr.compare.bayesian import search
+        from metalr.compare.comparison import progress_bar
+        from metalr.compare.contenders import get_baseline
+        from metalr.tasks.catalog import make_task
 
         result = search(
             make_task(self.task, horizon=self.horizon),
@@ -250,8 +251,8 @@ class FindLR:
 
     def run(self) -> None:
         """Print the suggestion and draw the curve."""
-        from metalr.lr_finder import find_lr, save_figure
-        from metalr.tasks import make_task
+        from metalr.reports.lr_range_test import find_lr, save_figure
+        from metalr.tasks.catalog import make_task
 
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         curve = find_lr(make_task(self.task, **changes), num_seeds=self.seeds)
@@ -267,12 +268,13 @@ class List:
 
     def run(self) -> None:
         """Print the lists."""
-        from metalr.baselines import BASELINES, OUTSIDE_BASELINES
-        from metalr.checkpoints import SHIPPED
-        from metalr.observations import FEATURES
-        from metalr.optimizers import OPTIMIZERS
+        from metalr.artefacts.controller_file import SHIPPED
+        from metalr.compare.contenders import BASELINES, OUTSIDE_BASELINES
+        from metalr.optimizers.classic import OPTIMIZERS
         from metalr.schedules import SCHEDULES
-        from metalr.tasks import FAMILIES, TASKS
+        from metalr.signals.observations import FEATURES
+        from metalr.tasks.catalog import TASKS
+        from metalr.tasks.families import FAMILIES
 
         _print_table("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
         _print_table("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})

@@ -17,7 +17,7 @@ pytestmark = [
 SMALL = ["--task", "teacher-student", "--horizon", "20", "--decisions", "5", "--num-envs", "8", "--episodes", "16"]
 
 
-SHIPPED = "metalr/shipped/mnist1d-mlp.safetensors"
+SHIPPED = "metalr/artefacts/shipped/mnist1d-mlp.safetensors"
 
 
 def call(*arguments: str) -> None:
@@ -77,8 +77,8 @@ def test_tune_prints_the_best_trials(capsys):
 
 
 def test_a_shipped_controller_becomes_python_and_a_table(tmp_path, capsys):
-    call("export", "metalr/shipped/mnist1d-mlp.safetensors", str(tmp_path / "mine.py"))
-    call("export", "metalr/shipped/mnist1d-mlp.safetensors", str(tmp_path / "mine.csv"))
+    call("export", "metalr/artefacts/shipped/mnist1d-mlp.safetensors", str(tmp_path / "mine.py"))
+    call("export", "metalr/artefacts/shipped/mnist1d-mlp.safetensors", str(tmp_path / "mine.csv"))
     code = (
         "import sys, torch; sys.modules['metalr'] = None; import mine; w = torch.nn.Parameter(torch.ones(3));"
         "o = torch.optim.SGD([w], lr=0.1); s = mine.make_scheduler(o, horizon=40);"

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from clients.installed import client
-from clients.ranks import on_ranks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import metalr
+from tests.integrations.installed import library
+from tests.integrations.ranks import on_ranks
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-GUIDE = TEXTS["clients.md"]
+GUIDE = TEXTS["integrations.md"]
 # What a section's blocks import, and the warnings of those libraries about themselves.
 NEEDS = {
     "Hugging Face Trainer": ("transformers", "accelerate"),
@@ -84,7 +84,7 @@ def a_users_names(heading: str = "") -> dict:
 
 
 def hugging_face_names(data: TensorDataset) -> dict:
-    arguments = client("transformers").TrainingArguments(
+    arguments = library("transformers").TrainingArguments(
         output_dir="runs", max_steps=50, use_cpu=True, report_to=[], disable_tqdm=True, dataloader_pin_memory=False
     )
     return {
@@ -108,7 +108,7 @@ def execute(rank: int, block: str, heading: str) -> list[dict]:
 @pytest.mark.parametrize(("name", "heading", "block"), blocks())
 def test_a_block_runs(name, heading, block, tmp_path, monkeypatch, capsys):
     for needed in NEEDS.get(heading, ()):
-        client(needed)
+        library(needed)
     monkeypatch.chdir(tmp_path)
     # The block is the same for every backend; this one needs no compiler of C++ and no half a minute.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -131,23 +131,20 @@ def test_links_lead_somewhere():
 # Warnings and errors
 
 SPEAKERS = (
-    "metalr/learned_scheduler.py",
-    "metalr/schedulers.py",
-    "metalr/agreement.py",
-    "metalr/checkpoints.py",
-    "metalr/loss_log.py",
-    "metalr/measurement.py",
-    "metalr/control.py",
-    "metalr/controllers.py",
-    "metalr/decision_figure.py",
-    "agents/sb3_lr_callback.py",
+    *sorted((ROOT / "metalr/schedulers").glob("*.py")),
+    ROOT / "metalr/artefacts/controller_file.py",
+    ROOT / "metalr/control/loop.py",
+    ROOT / "metalr/control/controller.py",
+    ROOT / "metalr/control/policy.py",
+    ROOT / "metalr/reports/decision_figure.py",
+    ROOT / "agents/sb3_lr_callback.py",
 )
 
 
-def messages(path: str) -> list[str]:
+def messages(path: Path) -> list[str]:
     """What a file raises or warns, with … in the place of what is put in."""
     found = []
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         call = node.exc if isinstance(node, ast.Raise) else node
         is_warning = isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("warn", "_warn_once")
         if isinstance(call, ast.Call) and (isinstance(node, ast.Raise) or is_warning):

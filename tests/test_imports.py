@@ -9,7 +9,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"gymnasium", "stable_baselines3", "sb3_contrib", "higher", "matplotlib", "optuna", "tyro", "rich", "sklearn"}
-RANK = {"metalr": 0, "envs": 1, "agents": 2, "experiments": 3}
+# From the ground up: a room imports from itself and from those before it.
+ROOMS = (
+    *(
+        "roots",
+        "signals",
+        "optimizers",
+        "schedules",
+        "tasks",
+        "control",
+        "engine",
+        "schedulers",
+        "learned",
+        "artefacts",
+    ),
+    *("metalr", "compare", "reports", "envs", "agents", "cli", "experiments"),
+)
 
 LOOP = """
 import sys, torch
@@ -39,7 +54,7 @@ def test_a_bare_import_is_refused(room):
 
 def test_the_loop_of_the_readme_needs_torch_and_safetensors_alone(tmp_path):
     from metalr import save_controller
-    from metalr.controllers import ScheduleController
+    from metalr.control.reference import ScheduleController
     from metalr.schedules import Linear
 
     path = save_controller(tmp_path / "c.safetensors", ScheduleController(Linear(), decisions=5))
@@ -53,28 +68,53 @@ def test_importing_metalr_imports_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
+def room_of(path: Path) -> str:
+    """The room that a file is in: a folder of `metalr/`, "roots" for the files beside them, or a top-level folder."""
+    first, *rest = path.relative_to(ROOT).parts
+    if first != "metalr":
+        return first
+    return rest[0] if len(rest) > 1 else {"__init__.py": "metalr", "cli.py": "cli"}.get(rest[0], "roots")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of what a file imports from this project, also inside functions."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            first, *rest = name.split(".")
-            if first == "metalr":
-                rooms.add(rest[0] if rest and rest[0] in RANK else "metalr")
-            elif first == "experiments":
-                rooms.add(first)
-    return rooms
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("metalr", "experiments")}
 
 
-@pytest.mark.parametrize("room", RANK)
-def test_imports_point_one_way(room):
-    for path in sorted((ROOT / room).rglob("*.py")):
-        inside_link = any(part.is_symlink() for part in path.parents)
-        if inside_link or path.name == "cli.py":
+def room_of_module(name: str) -> str:
+    first, *rest = name.split(".")
+    if first == "experiments":
+        return first
+    if not rest:
+        return "metalr"
+    if rest[0] in ROOMS:
+        return rest[0]
+    return "roots" if (ROOT / "metalr" / f"{rest[0]}.py").is_file() else "metalr"
+
+
+SOURCES = [p for room in ("metalr", "envs", "agents", "experiments") for p in sorted((ROOT / room).rglob("*.py"))]
+SOURCES = [path for path in SOURCES if not any(part.is_symlink() for part in path.parents)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    upwards = {name for name in imported_modules(path) if ROOMS.index(room_of_module(name)) > ROOMS.index(room)}
+    assert not upwards, f"{room} is below what it imports: {sorted(upwards)}"
+
+
+def test_every_room_says_what_it_is_for_and_lists_what_it_offers():
+    for folder in sorted(p for p in (ROOT / "metalr").iterdir() if p.is_dir() and not p.is_symlink()):
+        if folder.name == "__pycache__":
             continue
-        upwards = {other for other in imported_rooms(path) if RANK[other] > RANK[room]}
-        assert not upwards, f"{path.name} imports {upwards}"
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert text, folder
+        if folder.name != "schedules":  # lists classes rather than files
+            missing = [p.stem for p in folder.glob("*.py") if p.stem != "__init__" and f"\n{p.stem} " not in text]
+            assert not missing, f"{folder.name}/__init__.py does not list {missing}"

@@ -10,19 +10,12 @@ nothing of optimizers, losses or step counts.
 """
 
 from metalr.schedules.base import Schedule
-from metalr.schedules.budget import REX, WSD, KDecay, Tanh
+from metalr.schedules.budgeted import REX, WSD, KDecay, Tanh
 from metalr.schedules.compose import Function, Sequence, Warmup
 from metalr.schedules.config import SCHEDULES, from_config, make, to_config
 from metalr.schedules.cosine import Cosine, CosineRestarts, LinearCosine, NoisyLinearCosine
 from metalr.schedules.cyclic import Cyclic, OneCycle
-from metalr.schedules.decay import (
-    Exponential,
-    InverseSquareRoot,
-    InverseTime,
-    Linear,
-    NaturalExponential,
-    Polynomial,
-)
+from metalr.schedules.decay import Exponential, InverseSquareRoot, InverseTime, Linear, NaturalExponential, Polynomial
 from metalr.schedules.knots import Knots
 from metalr.schedules.steps import Constant, MultiStep, PiecewiseConstant, Step
 from metalr.schedules.tensorflow_names import StepFunction, tensorflow

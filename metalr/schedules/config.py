@@ -9,18 +9,11 @@ from typing import Any
 
 from metalr.registry import look_up
 from metalr.schedules.base import Schedule
-from metalr.schedules.budget import REX, WSD, KDecay, Tanh
+from metalr.schedules.budgeted import REX, WSD, KDecay, Tanh
 from metalr.schedules.compose import Function, Sequence, Warmup
 from metalr.schedules.cosine import Cosine, CosineRestarts, LinearCosine, NoisyLinearCosine
 from metalr.schedules.cyclic import Cyclic, OneCycle
-from metalr.schedules.decay import (
-    Exponential,
-    InverseSquareRoot,
-    InverseTime,
-    Linear,
-    NaturalExponential,
-    Polynomial,
-)
+from metalr.schedules.decay import Exponential, InverseSquareRoot, InverseTime, Linear, NaturalExponential, Polynomial
 from metalr.schedules.knots import Knots
 from metalr.schedules.parameters import MAX_ITEMS, accept_only, shown
 from metalr.schedules.steps import Constant, MultiStep, PiecewiseConstant, Step

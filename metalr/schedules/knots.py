@@ -19,7 +19,7 @@ class Knots(Schedule):
     and x the part of the way to the next knot; knot i of n lies at progress i / (n - 1).
     Units: values are factors of the base LR.
     After progress 1: holds the last value.
-    Source: the open-loop schedule of `metalr.learned.KnotLR`; lines in log space because LRs act by ratios.
+    Source: the open-loop schedule of `metalr.learned.schedules.KnotLR`; lines in log space because LRs act by ratios.
 
     Example:
         >>> round(Knots(values=(1.0, 4.0, 0.25))(0.25), 12)

@@ -1,0 +1,54 @@
+"""What stands beside a learned controller to show what it learned: the same machinery without the learning.
+
+base schedule    its schedule alone: what its multiplier adds
+random policy    random actions in the same bounds: what any movement of the LR does
+untrained policy the same network with fresh weights: what training did
+replay           its mean multipliers, whatever happens: what reacting to the run adds
+(a state-blind policy, trained on progress alone, comes from whoever trains policies)
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from metalr import seeding
+from metalr.control.controller import Controller
+from metalr.control.policy import PolicyController, PolicyNetwork
+from metalr.control.reference import RandomController, ReplayController, ScheduleController
+
+
+def mean_replay(controller: Controller, multipliers: Tensor) -> ReplayController:
+    """The replay of a controller's mean schedule.
+
+    Args:
+        controller: gives the base schedule.
+        multipliers: `(decisions, num_runs, num_groups)` that it set; their geometric mean is played.
+    """
+    mean = multipliers.double().log().mean((1, 2)).exp()
+    return ReplayController(tuple(mean.tolist()), controller.schedule)
+
+
+def untrained(controller: PolicyController, seed: int = 0) -> PolicyController:
+    """The same policy with fresh weights, uniform within 1/sqrt(fan_in), and zero biases."""
+    weights = []
+    for index, weight in enumerate(controller.network.weights):
+        position = torch.arange(weight.numel())
+        drawn = 2.0 * seeding.uniform(seeding.stream(seed, "policy"), index, position, dtype=weight.dtype) - 1.0
+        weights.append(drawn.view(weight.shape) / math.sqrt(weight.shape[1]))
+    network = PolicyNetwork(weights, [torch.zeros_like(bias) for bias in controller.network.biases])
+    return PolicyController(
+        network, controller.action, controller.schedule, controller.decisions, visible=controller.visible
+    )
+
+
+def controls_of(controller: Controller, seed: int = 0) -> dict[str, Controller]:
+    """Name -> control, as far as the controller's kind has them. The replay needs episodes: see `mean_replay`."""
+    found: dict[str, Controller] = {"base schedule": ScheduleController(controller.schedule, controller.decisions)}
+    if hasattr(controller, "action"):
+        found["random policy"] = RandomController(
+            controller.action, controller.schedule, controller.decisions, seed=seed
+        )
+    if isinstance(controller, PolicyController):
+        found["untrained policy"] = untrained(controller, seed)
+    return found

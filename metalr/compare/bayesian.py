@@ -1,0 +1,132 @@
+"""Bayesian search of the LR and of schedule parameters, as an alternative to the grid of a comparison.
+
+Optuna's Gaussian-process sampler proposes one trial after the other; each is trained on the tuning seeds in one
+batch. Needs optuna, which is imported when a search is run and not before.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalr.compare.batches import Cell, at_seeds, run_cells
+from metalr.compare.contenders import Baseline
+from metalr.compare.selection import SELECTION, Criterion
+from metalr.tasks.task import Task
+
+# A failed trial counts as this many e-folds above the untrained loss: a sampler cannot model infinity.
+_FAILED_ABOVE = 1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate and its score, the mean loss over the tuning seeds (infinite if a run diverged)."""
+
+    parameters: dict[str, Any]
+    base_lr: float
+    score: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """All trials in order, and the best."""
+
+    trials: list[Trial]
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the lowest score; of equal ones the first."""
+        return min(self.trials, key=lambda trial: trial.score)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("a Bayesian search needs the package 'optuna': pip install 'metalr[hpo]'") from error
+    return optuna
+
+
+def search(
+    task: Task,
+    baseline: Baseline,
+    *,
+    num_trials: int = 20,
+    lr_range: tuple[float, float] = (1.0 / 32.0, 32.0),
+    tuning_seeds: int = 3,
+    criterion: Criterion = "train",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> SearchResult:
+    """Search LR and parameters of one contender with a Gaussian process.
+
+    The LR is log-uniform over the range. A number is searched between the least and the greatest value of the
+    contender's space (on a log scale where they are positive and a factor of 10 apart); a word or a flag among its
+    values.
+
+    Args:
+        task: what is trained.
+        baseline: the contender.
+        num_trials: how many candidates.
+        lr_range: factors of the task's base LR, or of the contender's own.
+        tuning_seeds: seeds 0, 1, … behind each score: those of a comparison with seed 0.
+        criterion: "train" or "valid", the loss that is minimised.
+        seed: of the sampler.
+        device: where to train.
+        progress: called after every trial with trials done, trials in all and the contender's name.
+
+    Raises:
+        ImportError: optuna is missing; the message names the extra.
+        ValueError: there is not at least one trial, or the range is not one.
+    """
+    low, high = lr_range
+    if num_trials < 1 or not 0.0 < low < high < math.inf:
+        raise ValueError(
+            f"got {num_trials} trials in {lr_range}, expected at least 1 in a range 0 < low < high of factors of the "
+            "base LR: pass for example 20 and (0.03, 30)"
+        )
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed))
+    trials: list[Trial] = []
+    for index in range(num_trials):
+        proposed = study.ask()
+        factor = proposed.suggest_float("lr", low, high, log=True)
+        parameters = {name: _suggest(proposed, name, values) for name, values in baseline.space.items()}
+        base_lr = factor * (task.base_lr if baseline.base_lr is None else baseline.base_lr)
+        score, worst = _score(task, baseline, parameters, factor, base_lr, range(tuning_seeds), criterion, device)
+        study.tell(proposed, min(math.log(max(score, 1e-300)), math.log(worst) + _FAILED_ABOVE))
+        trials.append(Trial(parameters, base_lr, score))
+        if progress is not None:
+            progress(index + 1, num_trials, baseline.name)
+    return SearchResult(trials)
+
+
+def _suggest(trial: Any, name: str, values: tuple) -> Any:
+    if any(isinstance(value, (bool, str)) for value in values):
+        return trial.suggest_categorical(name, list(values))
+    low, high = min(values), max(values)
+    if all(isinstance(value, int) for value in values):
+        return trial.suggest_int(name, low, high)
+    return trial.suggest_float(name, low, high, log=low > 0.0 and high >= 10.0 * low)
+
+
+def _score(
+    task: Task,
+    baseline: Baseline,
+    parameters: dict[str, Any],
+    factor: float,
+    base_lr: float,
+    seeds: range,
+    criterion: str,
+    device: torch.device | str,
+) -> tuple[float, float]:
+    """Mean loss over the seeds, and the mean untrained loss."""
+    pairs = tuple(sorted(parameters.items()))
+    cell = Cell(task.name, baseline.name, "tuning", 0, pairs, factor, base_lr, seed=0)
+    records, _ = run_cells(task, {baseline.name: baseline}, at_seeds(cell, list(seeds)), device=device)
+    score = sum(record[SELECTION[criterion]] for record in records) / len(records)
+    return score, sum(record["untrained_loss"] for record in records) / len(records)

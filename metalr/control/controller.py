@@ -1,0 +1,91 @@
+"""Controllers: pure state machines from an observation to an LR multiplier, batched for free.
+
+    state = controller.init(num_runs, num_groups, like)
+    lr_multiplier, state = controller(observation, state)
+
+The LR in force is base_lr · controller.schedule(progress) · lr_multiplier. A schedule is the controller that
+ignores the observation. The engine, the environment and the exported scheduler all drive the same objects.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from metalr import schedules
+from metalr.control import actions
+from metalr.control.actions import ActionSpec, ActionState
+from metalr.signals.observations import feature
+
+
+def decision_steps(horizon: int, decisions: int) -> list[int]:
+    """Inner steps at which the decisions fall: round(d · horizon / decisions) for d = 0, 1, ….
+
+    Raises:
+        ValueError: fewer than two inner steps for each decision.
+
+    Example:
+        >>> decision_steps(10, 4)
+        [0, 3, 5, 8]
+    """
+    if decisions < 1 or horizon < 2 * decisions:
+        raise ValueError(
+            f"got horizon {horizon} with {decisions} decisions, expected at least two inner steps for each decision: "
+            f"use a horizon of at least {2 * max(decisions, 1)}, or at most {max(horizon // 2, 1)} decisions"
+        )
+    # Integer arithmetic, half rounded up: Python's round() goes to the even neighbour.
+    return [(2 * d * horizon + decisions) // (2 * decisions) for d in range(decisions)]
+
+
+class Controller(ABC):
+    """What every controller is. Subclasses are final.
+
+    Attributes:
+        schedule: the base schedule that the multiplier multiplies.
+        decisions: decisions per run it was made for; the default when it is used.
+    """
+
+    schedule: schedules.Schedule
+    decisions: int
+
+    @abstractmethod
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Any:
+        """The state before the first decision, in the dtype and on the device of `like`."""
+
+    @abstractmethod
+    def __call__(self, observation: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One decision.
+
+        Args:
+            observation: `(num_runs, num_groups, NUM_FEATURES)`.
+            state: from `init` or the last decision.
+
+        Returns:
+            The multiplier `(num_runs, num_groups)` and the new state.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """JSON-able description, `{"kind": …}`; with `tensors` it rebuilds the controller."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The learned numbers, by name."""
+        return {}
+
+    @abstractmethod
+    def with_schedule(self, schedule: schedules.Schedule) -> "Controller":
+        """The same controller on another base schedule."""
+
+
+def _act(spec: ActionSpec, action: Tensor, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
+    exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
+    return actions.apply(spec, action, exploded, has_history, state)
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "action": ActionSpec(**config["action"]),
+        "schedule": schedules.from_config(config["schedule"]),
+        "decisions": int(config["decisions"]),
+    }

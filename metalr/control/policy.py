@@ -1,0 +1,128 @@
+"""Policies as controllers: the network that an exported agent is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metalr import schedules
+from metalr.control import actions
+from metalr.control.actions import ActionSpec, ActionState
+from metalr.control.controller import Controller, _act, _common
+from metalr.signals.observations import NUM_FEATURES, visibility
+
+
+class PolicyNetwork:
+    """A multilayer perceptron with tanh between its layers: features in, action mean or level values out.
+
+    It computes in the dtype of the observation, so that a float64 engine and a float64 loop agree closely.
+
+    Args:
+        weights: for each layer `(out, in)`, the first with NUM_FEATURES inputs.
+        biases: for each layer `(out,)`.
+
+    Raises:
+        ValueError: the shapes do not chain, or a number is not finite.
+    """
+
+    def __init__(self, weights: list[Tensor], biases: list[Tensor]) -> None:
+        width = NUM_FEATURES
+        for weight, bias in zip(weights, biases, strict=True):
+            if weight.dim() != 2 or weight.shape[1] != width or tuple(bias.shape) != (weight.shape[0],):
+                raise ValueError(
+                    f"got a policy layer of shapes {tuple(weight.shape)} and {tuple(bias.shape)}, expected "
+                    f"(out, {width}) and (out,): the file does not belong to this observation version"
+                )
+            if not (weight.isfinite().all() and bias.isfinite().all()):
+                raise ValueError("got policy weights that are not finite, expected numbers: export the policy again")
+            width = weight.shape[0]
+        self.weights = [weight.detach().clone() for weight in weights]
+        self.biases = [bias.detach().clone() for bias in biases]
+        self.num_outputs = width
+        self._layers = list(zip(self.weights, self.biases, strict=True))
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """`(…, NUM_FEATURES)` -> `(…, num_outputs)`."""
+        present = self._layers[0][0]
+        if (present.dtype, present.device) != (observation.dtype, observation.device):
+            pairs = zip(self.weights, self.biases, strict=True)
+            self._layers = [(weight.to(observation), bias.to(observation)) for weight, bias in pairs]
+        hidden = observation
+        for index, (weight, bias) in enumerate(self._layers):
+            hidden = functional.linear(torch.tanh(hidden) if index else hidden, weight, bias)
+        return hidden
+
+
+class PolicyController(Controller):
+    """A learned policy: the observation goes through a small network, its action through `metalr.control.actions`.
+
+    Args:
+        network: one output (the action's mean) or `action.levels` outputs (values of the levels).
+        action: how the action sets the multiplier.
+        schedule: base schedule.
+        decisions: per run.
+        visible: features that the policy sees; None for all, `("progress",)` for a state-blind one.
+    """
+
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        action: ActionSpec,
+        schedule: schedules.Schedule,
+        decisions: int,
+        visible: tuple[str, ...] | None = None,
+    ) -> None:
+        expected = action.levels or 1
+        if network.num_outputs != expected:
+            raise ValueError(f"got a policy with {network.num_outputs} outputs, expected {expected} for {action}")
+        self.network = network
+        self.action = action
+        self.schedule = schedule
+        self.decisions = decisions
+        self.visible = tuple(visible) if visible is not None else None
+        self._mask = None if visible is None else visibility(self.visible, network.weights[0])
+
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
+        return actions.initial_state(self.action, num_runs, num_groups, like)
+
+    def act(self, observation: Tensor) -> Tensor:
+        """The policy's action in [-1, 1], `(num_runs, num_groups)`."""
+        if self._mask is not None:
+            observation = observation * self._mask.to(observation)
+        outputs = self.network(observation)
+        if self.action.levels:
+            return self.action.level_action(outputs.argmax(-1))
+        return outputs[..., 0].clamp(-1.0, 1.0)
+
+    def __call__(self, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
+        return _act(self.action, self.act(observation), observation, state)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "policy",
+            "action": asdict(self.action),
+            "schedule": schedules.to_config(self.schedule),
+            "decisions": self.decisions,
+            "visible": list(self.visible) if self.visible is not None else None,
+            "num_layers": len(self.network.weights),
+        }
+
+    def with_schedule(self, schedule: schedules.Schedule) -> "PolicyController":
+        return PolicyController(self.network, self.action, schedule, self.decisions, self.visible)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"layers.{i}.weight": weight for i, weight in enumerate(self.network.weights)}
+        return named | {f"layers.{i}.bias": bias for i, bias in enumerate(self.network.biases)}
+
+    @staticmethod
+    def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PolicyController":
+        num_layers = int(config["num_layers"])
+        if not 1 <= num_layers <= 16:
+            raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")
+        weights = [tensors[f"layers.{i}.weight"] for i in range(num_layers)]
+        biases = [tensors[f"layers.{i}.bias"] for i in range(num_layers)]
+        visible = tuple(config["visible"]) if config.get("visible") is not None else None
+        return PolicyController(PolicyNetwork(weights, biases), **_common(config), visible=visible)

@@ -1,0 +1,124 @@
+"""Learned modules as controllers: the recurrent policy, and the way from every module of `metalr.learned.schedules`.
+
+A controller made here is exported, saved and compared exactly as one from PPO or DQN.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metalr import schedules
+from metalr.control import actions
+from metalr.control.actions import ActionSpec, ActionState
+from metalr.control.controller import Controller
+from metalr.signals.observations import NUM_FEATURES, feature
+
+_NAMES = (
+    "from_input.weight",
+    "from_input.bias",
+    "from_memory.weight",
+    "from_memory.bias",
+    "head.weight",
+    "head.bias",
+)
+
+
+class RecurrentState(NamedTuple):
+    """The policy's memory `(num_runs, num_groups, memory_size)` and the state of its action."""
+
+    memory: Tensor
+    action: ActionState
+
+
+class RecurrentPolicyController(Controller):
+    """A gated recurrent policy: observation and memory -> action -> multiplier.
+
+    It computes in the dtype of the observation, as `PolicyController` does.
+
+    Args:
+        weights: name -> tensor, of one GRU cell and a linear read-out, with the names of `GRUPolicy`.
+        action: how the action sets the multiplier.
+        schedule: base schedule.
+        decisions: per run.
+
+    Raises:
+        ValueError: a tensor is missing, has a wrong shape, or is not finite.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], action: ActionSpec, schedule: schedules.Schedule, decisions: int
+    ) -> None:
+        if action.levels:
+            raise ValueError(f"got a recurrent policy with {action.levels} levels, expected a continuous action")
+        self.weights = _checked(weights)
+        self.memory_size = self.weights["head.weight"].shape[1]
+        self.action = action
+        self.schedule = schedule
+        self.decisions = decisions
+
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> RecurrentState:
+        memory = torch.zeros((num_runs, num_groups, self.memory_size), dtype=like.dtype, device=like.device)
+        return RecurrentState(memory, actions.initial_state(self.action, num_runs, num_groups, like))
+
+    def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        def linear(inputs: Tensor, name: str) -> Tensor:
+            weight, bias = (self.weights[f"{name}.{part}"].to(inputs) for part in ("weight", "bias"))
+            return functional.linear(inputs, weight, bias)
+
+        memory = gru_cell(linear(observation, "from_input"), linear(state.memory, "from_memory"), state.memory)
+        exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
+        multiplier, action = actions.apply(
+            self.action, linear(memory, "head")[..., 0], exploded, has_history, state.action
+        )
+        return multiplier, RecurrentState(memory, action)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "recurrent",
+            "action": asdict(self.action),
+            "schedule": schedules.to_config(self.schedule),
+            "decisions": self.decisions,
+        }
+
+    def with_schedule(self, schedule: schedules.Schedule) -> "RecurrentPolicyController":
+        return RecurrentPolicyController(self.weights, self.action, schedule, self.decisions)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.weights)
+
+    @staticmethod
+    def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentPolicyController":
+        return RecurrentPolicyController(
+            tensors,
+            ActionSpec(**config["action"]),
+            schedules.from_config(config["schedule"]),
+            int(config["decisions"]),
+        )
+
+
+def _checked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    missing = [name for name in _NAMES if name not in weights]
+    if missing:
+        raise ValueError(f"got a recurrent policy without {missing}, expected {list(_NAMES)}: export it again")
+    size = weights["from_memory.weight"].shape[-1]
+    shapes = ((3 * size, NUM_FEATURES), (3 * size,), (3 * size, size), (3 * size,), (1, size), (1,))
+    for name, shape in zip(_NAMES, shapes, strict=True):
+        if tuple(weights[name].shape) != shape or not bool(weights[name].isfinite().all()):
+            raise ValueError(
+                f"got {name} of shape {tuple(weights[name].shape)}, expected finite numbers of shape {shape}: "
+                "the file does not belong to this observation version"
+            )
+    return {name: weights[name].detach().clone() for name in _NAMES}
+
+
+def gru_cell(driven: Tensor, recurrent: Tensor, memory: Tensor) -> Tensor:
+    """The new memory from the input's and the memory's linear maps, each `(…, 3 · memory_size)`."""
+    reset_x, update_x, new_x = driven.chunk(3, -1)
+    reset_h, update_h, new_h = recurrent.chunk(3, -1)
+    update = torch.sigmoid(update_x + update_h)
+    new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+    return new + update * (memory - new)

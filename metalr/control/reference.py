@@ -1,0 +1,129 @@
+"""Controllers without learning: a schedule, random actions, a fixed list of multipliers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalr import schedules, seeding
+from metalr.control import actions
+from metalr.control.actions import ActionSpec, ActionState
+from metalr.control.controller import Controller, _act, _common
+from metalr.schedules import Constant, Schedule
+
+
+@dataclass(frozen=True)
+class ScheduleController(Controller):
+    """The open-loop controller: a schedule and nothing else; its multiplier is 1."""
+
+    schedule: schedules.Schedule
+    decisions: int = 40
+
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple:
+        return ()
+
+    def __call__(self, observation: Tensor, state: tuple) -> tuple[Tensor, tuple]:
+        return torch.ones_like(observation[..., 0]), state
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "schedule",
+            "schedule": schedules.to_config(self.schedule),
+            "decisions": self.decisions,
+        }
+
+    def with_schedule(self, schedule: schedules.Schedule) -> "ScheduleController":
+        return replace(self, schedule=schedule)
+
+    @staticmethod
+    def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
+        return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
+
+
+@dataclass(frozen=True)
+class RandomController(Controller):
+    """A control: a uniformly random action at every decision, from a seed."""
+
+    action: ActionSpec = field(default_factory=ActionSpec)
+    schedule: schedules.Schedule = field(default_factory=schedules.Constant)
+    decisions: int = 40
+    seed: int = 0
+
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple[Tensor, ActionState]:
+        """Decisions taken, `(num_runs, num_groups)`, and the action's state."""
+        count = torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
+        return count, actions.initial_state(self.action, num_runs, num_groups, like)
+
+    def __call__(self, observation: Tensor, state: tuple[Tensor, ActionState]) -> tuple[Tensor, tuple]:
+        count, action_state = state
+        # What a run sees is its key: runs differ, and a run does not depend on its place in the batch.
+        key = (observation.double().sum(-1) * 2.0**40).long()
+        action = 2.0 * seeding.uniform(seeding.stream(self.seed, "policy"), key, count.long()) - 1.0
+        multiplier, action_state = _act(self.action, action, observation, action_state)
+        return multiplier, (count + 1.0, action_state)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "random",
+            "action": asdict(self.action),
+            "schedule": schedules.to_config(self.schedule),
+            "decisions": self.decisions,
+            "seed": self.seed,
+        }
+
+    def with_schedule(self, schedule: schedules.Schedule) -> "RandomController":
+        return replace(self, schedule=schedule)
+
+    @staticmethod
+    def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RandomController":
+        return RandomController(**_common(config), seed=int(config["seed"]))
+
+
+@dataclass(frozen=True)
+class ReplayController(Controller):
+    """Plays a fixed list of multipliers, one at each decision, and ignores the observation.
+
+    Attributes:
+        multipliers: of decisions 0, 1, …; the last one is kept if more decisions come.
+        schedule: base schedule.
+
+    Example: multipliers (1, 0.5) give 1 at the first decision and 0.5 at all others.
+    """
+
+    multipliers: tuple[float, ...]
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        if not self.multipliers or not all(isinstance(m, float) and 0.0 < m < math.inf for m in self.multipliers):
+            raise ValueError(f"got multipliers {self.multipliers}, expected positive finite numbers, at least one")
+
+    @property
+    def decisions(self) -> int:  # type: ignore[override]
+        return len(self.multipliers)
+
+    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Tensor:
+        """The number of decisions taken, `(num_runs, num_groups)`."""
+        return torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
+
+    def __call__(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        table = torch.tensor(self.multipliers, dtype=state.dtype, device=state.device)
+        return table[state.long().clamp(max=len(self.multipliers) - 1)], state + 1.0
+
+    def with_schedule(self, schedule: Schedule) -> "ReplayController":
+        """The same multipliers on another base schedule."""
+        return replace(self, schedule=schedule)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "kind": "replay",
+            "multipliers": list(self.multipliers),
+            "schedule": schedules.to_config(self.schedule),
+        }
+
+    @staticmethod
+    def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ReplayController":
+        """Rebuild from `config()`."""
+        return ReplayController(tuple(map(float, config["multipliers"])), schedules.from_config(config["schedule"]))

@@ -1,0 +1,62 @@
+"""One decision interval of inner steps, and what was seen in it."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalr.engine.layout import ParameterLayout
+from metalr.engine.step import RunState
+from metalr.signals import stats
+from metalr.signals.stats import RunStats
+from metalr.tasks.data import Batch
+
+Advance = Callable[[RunState, Batch, Tensor], tuple[RunState, Tensor, Tensor]]
+
+
+class Interval(NamedTuple):
+    """One decision interval of `num_runs` runs.
+
+    Attributes:
+        seeds, variants: `(num_runs,)` int64.
+        lr: `(num_steps, num_runs, num_groups)`, absolute.
+    """
+
+    seeds: Tensor
+    variants: Tensor
+    lr: Tensor
+
+
+def run_interval(
+    advance: Advance, layout: ParameterLayout, state: RunState, batches: Iterable[Batch], lr: Tensor
+) -> tuple[RunState, RunStats]:
+    """Apply an inner step for each LR and measure what was seen.
+
+    Gradients and updates are compared over the last two steps only: that is all that the statistics need.
+
+    Args:
+        advance: the step.
+        layout: of the params.
+        state: of `num_runs` runs.
+        batches: one for each step.
+        lr: `(num_steps, num_runs, num_groups)`.
+    """
+    losses: list[Tensor] = []
+    before = last = old = torch.empty(0)
+    for batch, step_lr in zip(batches, lr.unbind(), strict=True):
+        before, old = last, state.params
+        state, loss, last = advance(state, batch, step_lr)
+        losses.append(loss)
+    square_before, square_last = layout.group_sum(before.square()), layout.group_sum(last.square())
+    return state, RunStats(
+        *stats.loss_stats(torch.stack(losses)),
+        gradient_norm=stats.gradient_norm(square_before, square_last),
+        gradient_cosine=stats.cosine(layout.group_sum(before * last), square_before, square_last),
+        update_ratio=update_ratio(layout, state.params, old),
+    )
+
+
+def update_ratio(layout: ParameterLayout, params: Tensor, before: Tensor) -> Tensor:
+    """Norm of an update over the norm of the weights, `(num_runs, num_groups)`."""
+    return stats.ratio(layout.group_sum((params - before).square()), layout.group_sum(before.square()))

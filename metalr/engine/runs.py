@@ -1,0 +1,318 @@
+"""The batched engine: many training runs of one task advance together in one device pass.
+
+`BatchedRuns` holds the state of `num_runs` runs. `metalr.engine.step` defines an inner step; `metalr.engine.executors`
+and `metalr.engine.cuda_graphs` carry out an interval of them.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metalr import seeding
+from metalr.engine import memory
+from metalr.engine.cuda_graphs import GraphExecutor
+from metalr.engine.executors import CompiledExecutor, EagerExecutor, Executor, chunk_size, compiling_pays
+from metalr.engine.interval import Interval, update_ratio
+from metalr.engine.layout import ParameterLayout
+from metalr.engine.step import DIVERGED_AT, RunState, TrainingStep
+from metalr.signals.stats import RunStats
+from metalr.tasks.data import Batch, LoaderData, Split, TensorData
+from metalr.tasks.models import seeded_parameters
+from metalr.tasks.task import Task
+
+__all__ = ["DIVERGED_AT", "BatchedRuns", "Evaluation", "ParameterLayout", "Probe", "RunState", "TrainingStep"]
+
+# Weights of layer types without a seeded initialiser come from a bank of this many constructed modules.
+BANK_SIZE = 64
+# Examples of each run that an evaluation puts through the network at once: few enough to stay in a CPU's cache.
+_EVALUATION_CHUNK = 256
+
+
+class Probe(NamedTuple):
+    """What the next update would be: its update ratio `(num_runs, num_groups)`, the loss it would see `(num_runs,)`."""
+
+    update_ratio: Tensor
+    loss: Tensor
+
+
+class Evaluation(NamedTuple):
+    """Loss and metric on a split, `(num_runs,)` float64 each; the metric is NaN for a task that has none."""
+
+    loss: Tensor
+    metric: Tensor
+
+
+class BatchedRuns:
+    """`num_runs` training runs of one task, advanced together.
+
+    Run *i* depends on `seeds[i]` alone: at the same `num_runs` it is bit-identical whatever its neighbours do.
+
+    Args:
+        task: what is trained.
+        num_runs: how many runs.
+        dtype: of weights, data and losses.
+        device: where everything lives.
+        groups: "global" (one LR), "module" (one for each layer) or lists of parameter names.
+        compile: compile the training step with `torch.compile`. "auto" does so on CUDA, and on a CPU if
+            `planned_steps` are enough to earn back the twenty seconds or so that it costs. If compilation fails, one
+            warning says why and the eager step is used.
+        capture: on CUDA, make each interval one CUDA graph (the data must be tensors, not a loader). Without it
+            intervals are made step by step.
+        planned_steps: inner steps that this batch of runs is going to make, for "auto".
+
+    Raises:
+        ValueError: `num_runs` is below 1, the network cannot be batched, or the runs do not fit in the memory that
+            the device has free.
+
+    Attributes:
+        footprint: bytes that one run takes.
+        executor: carries out the intervals; `executor.preparation_seconds` went into compiling and capturing.
+
+    Example:
+        >>> from metalr.tasks.catalog import make_task
+        >>> runs = BatchedRuns(make_task("quadratic"), num_runs=2, dtype=torch.float64)
+        >>> runs.init(torch.tensor([0, 1]))
+        >>> _ = runs.unroll(torch.full((2, 1), 0.1, dtype=torch.float64), num_steps=3)
+        >>> round(runs.state.params[0].item(), 3)  # -1 + 6 * 0.8 ** 3
+        2.072
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        num_runs: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        groups: str | Sequence[Sequence[str]] = "global",
+        compile: bool | Literal["auto"] = False,
+        capture: bool = True,
+        planned_steps: int | None = None,
+    ) -> None:
+        if num_runs < 1:
+            raise ValueError(f"got num_runs {num_runs}, expected at least 1: it is the number of parallel runs")
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"got compile {compile!r}, expected True, False or 'auto': use one of these")
+        self.task = task
+        self.num_runs = num_runs
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.module = task.build().to(dtype)
+        if task.initial_weights is not None:  # frozen parameters are read from the module itself
+            self.module.load_state_dict(dict(task.initial_weights), strict=False)
+        self.module.to(self.device)
+        self.data = task.data.to(self.device, dtype)
+        self.layout = ParameterLayout(self.module, groups)
+        self.step = TrainingStep(task, self.layout, self.module)
+        self.footprint = memory.footprint(self.step, self._sample_batch(), dtype)
+        if compile == "auto":
+            counts = planned_steps, num_runs, self.layout.num_params, task.batch_size
+            compile = self.device.type == "cuda" or compiling_pays(*counts)
+        chunk = None
+        if self.device.type == "cpu":
+            chunk = chunk_size(num_runs, self.footprint.tensor, equal=compile)
+        memory.check_fits(num_runs, self.footprint, self.device, chunk)
+        self.executor = self._executor(compile, capture, chunk)
+        self._bank: Tensor | None = None
+        self._state: RunState | None = None
+        self.seeds: Tensor
+        self.variants: Tensor
+
+    @property
+    def state(self) -> RunState:
+        """Where the runs stand."""
+        if self._state is None:
+            raise ValueError("got runs that have not been started, expected init(seeds) before anything else")
+        return self._state
+
+    @state.setter
+    def state(self, state: RunState) -> None:
+        self._state = state
+
+    def init(self, seeds: Tensor) -> None:
+        """Start all runs anew from their seeds, `(num_runs,)` int64."""
+        self._require_one_each(seeds, "seeds")
+        self.data.restart()
+        self.seeds = seeds.to(self.device, torch.int64)
+        self.variants = seeding.integers(self.data.num_variants, seeding.stream(self.seeds, "variant"))
+        self.state = self._fresh(self.seeds)
+
+    def reset_runs(self, which: Tensor, seeds: Tensor) -> None:
+        """Start some runs anew and leave every bit of the others as it is.
+
+        Args:
+            which: `(num_runs,)` bool.
+            seeds: `(num_runs,)` int64; only the entries of `which` are read.
+        """
+        self._require_one_each(which, "which")
+        self._require_one_each(seeds, "seeds")
+        which = which.to(self.device, torch.bool)
+        self.seeds = torch.where(which, seeds.to(self.device, torch.int64), self.seeds)
+        self.variants = seeding.integers(self.data.num_variants, seeding.stream(self.seeds, "variant"))
+        index = which.nonzero().squeeze(-1)
+        fresh = self._fresh(self.seeds[index])
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, index, new)
+
+        self.state = RunState(
+            put(self.state.params, fresh.params),
+            tuple(put(old, new) for old, new in zip(self.state.optimizer, fresh.optimizer, strict=True)),
+            put(self.state.step, fresh.step),
+            put(self.state.initial_loss, fresh.initial_loss),
+            put(self.state.diverged, fresh.diverged),
+        )
+
+    def unroll(self, lr: Tensor, num_steps: int) -> RunStats:
+        """Apply `num_steps` inner steps and say what was seen.
+
+        Args:
+            lr: `(num_runs, num_groups)` or `(num_runs,)` for one LR throughout, or `(num_steps, num_runs,
+                num_groups)`; absolute, finite and not negative.
+            num_steps: at least 2, since gradients are compared over the last two.
+
+        Raises:
+            ValueError: an LR is negative or not finite, its shape is wrong, or `num_steps` is below 2.
+        """
+        if num_steps < 2:
+            raise ValueError(f"got num_steps {num_steps}, expected at least 2: statistics compare the last two steps")
+        lr, state = self._check_lr(lr, num_steps), self.state
+        with torch.no_grad():
+            self.state, run_stats = self.executor.unroll(state, Interval(self.seeds, self.variants, lr))
+        return run_stats
+
+    def probe(self, lr: Tensor) -> Probe:
+        """Look at the next update, if it were made at `lr`: `(num_runs, num_groups)`.
+
+        Pure: weights, buffers, counters and data order stay as they are, to the bit.
+        """
+        lr = self._check_lr(lr, 1)[0]
+        with torch.no_grad():
+            state = self.state
+            batch = next(iter(self.data.batches(self.seeds, self.variants, state.step, 1, self.task.batch_size)))
+            gradient, loss = self.step.gradient_and_loss(state.params, batch)
+            params, _ = self.task.optimizer.update(
+                gradient, state.optimizer, state.params, self.layout.expand(lr), state.step[:, None]
+            )
+            return Probe(update_ratio(self.layout, params, state.params), loss)
+
+    def evaluate(self, split: Split, max_examples: int = 1 << 62, which: Tensor | None = None) -> Evaluation:
+        """Mean loss and metric over a split (or its first `max_examples` examples).
+
+        Args:
+            split: "train", "valid" or "test".
+            max_examples: limit for each run.
+            which: indices of the runs to evaluate; None for all.
+
+        Returns:
+            One entry for each evaluated run; a diverged run has infinite loss.
+        """
+        params, variants, diverged = self.state.params, self.variants, self.state.diverged
+        if which is not None:
+            params, variants, diverged = params[which], variants[which], diverged[which]
+        size = self._evaluated_together
+        rows = [slice(start, start + size) for start in range(0, max(len(params), 1), size)]
+        with torch.no_grad():
+            parts = [self._evaluate(split, max_examples, params[part], variants[part]) for part in rows]
+        loss, metric = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Evaluation(torch.where(diverged | loss.isnan(), torch.inf, loss), metric)
+
+    def module_of(self, run: int) -> nn.Module:
+        """A plain module with the present weights of one run."""
+        module = copy.deepcopy(self.module)
+        row = self.state.params[run].detach().clone()
+        module.load_state_dict(self.layout.unflatten(row), strict=False)
+        return module
+
+    def _evaluate(self, split: Split, max_examples: int, params: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and metric of some runs, `(num_runs,)` float64 each."""
+        loss, metric = (torch.zeros(len(params), dtype=torch.float64, device=self.device) for _ in range(2))
+        seen = 0
+        for inputs, targets in self.data.chunks(split, variants, max_examples, _EVALUATION_CHUNK):
+            chunk_loss, chunk_metric = self.step.evaluation(params, inputs, targets, self._evaluated_together == 1)
+            loss = loss + chunk_loss.double() * inputs.shape[1]
+            metric = metric + chunk_metric.double() * inputs.shape[1]
+            seen += inputs.shape[1]
+        return loss / seen, metric / seen
+
+    def _sample_batch(self) -> Batch | None:
+        """A minibatch that nobody misses, `(1, batch, …)`; of two runs where all go through the network at once."""
+        if not isinstance(self.data, TensorData):
+            return None
+        zero = torch.zeros(1 if self.device.type == "cpu" else 2, dtype=torch.int64, device=self.device)
+        return next(iter(self.data.batches(zero, zero, zero, 1, self.task.batch_size)))
+
+    def _executor(self, compile: bool, capture: bool, chunk: int | None) -> Executor:
+        if self.device.type == "cuda" and capture and not isinstance(self.data, LoaderData):
+            return GraphExecutor(self.step, self.data, compile)
+        return (CompiledExecutor if compile else EagerExecutor)(self.step, self.data, chunk)
+
+    @property
+    def _evaluated_together(self) -> int:
+        """Runs that an evaluation takes at once."""
+        if self.num_runs == 1:
+            return 1
+        if self.device.type != "cpu":  # at most four times the examples of an inner step: so much memory is there
+            return max(4 * self.num_runs * self.task.batch_size // _EVALUATION_CHUNK, 64)
+        examples = max(_EVALUATION_CHUNK // self.task.batch_size, 1)
+        return chunk_size(self.num_runs, self.footprint.tensor * examples, equal=False)
+
+    def _require_one_each(self, values: Tensor, name: str) -> None:
+        if tuple(values.shape) != (self.num_runs,):
+            raise ValueError(
+                f"got {name} of shape {tuple(values.shape)}, expected ({self.num_runs},): one for each run"
+            )
+
+    def _check_lr(self, lr: Tensor, num_steps: int) -> Tensor:
+        lr = lr.to(self.device, self.dtype)
+        shape = (num_steps, self.num_runs, self.layout.num_groups)
+        if lr.dim() == 1:
+            lr = lr[:, None].expand(-1, shape[2])
+        if tuple(lr.shape) not in (shape, shape[1:]):
+            raise ValueError(
+                f"got an LR of shape {tuple(lr.shape)}, expected (num_runs, num_groups) = {shape[1:]} or "
+                f"(num_steps, num_runs, num_groups) = {shape}"
+            )
+        if self.device.type == "cpu":  # elsewhere asking would wait for the device
+            low, high = (bound.item() for bound in torch.aminmax(lr))
+            if not 0.0 <= low <= high < float("inf"):
+                raise ValueError(
+                    f"got LRs between {low} and {high}, expected finite numbers "
+                    "that are not negative: check the schedule or controller that made them"
+                )
+        return lr.expand(shape)
+
+    def _fresh(self, seeds: Tensor) -> RunState:
+        params = self._initial_params(seeds)
+        num_runs = len(seeds)
+        return RunState(
+            params,
+            self.task.optimizer.init(params),
+            torch.zeros(num_runs, dtype=torch.int64, device=self.device),
+            torch.full((num_runs,), torch.nan, dtype=self.dtype, device=self.device),
+            torch.zeros(num_runs, dtype=torch.bool, device=self.device),
+        )
+
+    def _initial_params(self, seeds: Tensor) -> Tensor:
+        if self.task.initial_weights is not None:
+            weights = {name: self.task.initial_weights[name] for name in self.layout.names}
+            row = self.layout.flatten(weights).to(self.device, self.dtype)
+            return row.expand(len(seeds), -1).clone()
+        drawn = seeded_parameters(self.module, seeds)
+        if drawn is not None:
+            return self.layout.flatten(drawn).to(self.dtype)
+        if self._bank is None:
+            self._bank = self._build_bank()
+        return self._bank[seeding.integers(BANK_SIZE, seeding.stream(seeds, "init"))]
+
+    def _build_bank(self) -> Tensor:
+        rows = []
+        with torch.random.fork_rng(devices=[]):
+            for index in range(BANK_SIZE):
+                torch.manual_seed(index)
+                module = self.task.model()
+                rows.append(self.layout.flatten({name: p.detach() for name, p in module.named_parameters()}))
+        return torch.stack(rows).to(self.device, self.dtype)

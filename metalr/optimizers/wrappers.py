@@ -1,0 +1,138 @@
+"""Inner optimizers that are themselves rivals of a schedule: hypergradient descent and Lookahead.
+
+They wrap another inner optimizer and obey the same contract, so the batched engine trains them as any other.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metalr.optimizers.classic import SGD, Adam, AdamW, ExpectedSGD, InnerOptimizer, OptimizerState
+
+
+def _no_torch(name: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"got {name}, which has no class in torch.optim, expected an optimizer that has one: "
+        "train it in the batched engine"
+    )
+
+
+@dataclass(frozen=True)
+class Hypergradient(InnerOptimizer):
+    """Gradient descent on the LR of another optimizer, while it trains (Baydin et al. 2018, arXiv 1703.04782).
+
+    The optimizer's update is -lr·dₜ with a direction dₜ that does not depend on the LR (the gradient for SGD, the
+    ratio of moments for Adam). The derivative of the loss by the LR of the step before is -gₜ·dₜ₋₁, hence
+
+        lrₜ = lrₜ₋₁ + beta · gₜ·dₜ₋₁,   paramsₜ = paramsₜ₋₁ - lrₜ·dₜ,   d₀ = 0      (algorithms 4 and 5 there)
+
+    `Hypergradient(inner=SGD())` is SGD-HD and `Hypergradient(inner=Adam())` is Adam-HD. The LR is the optimizer's
+    own state: the `lr` argument is its initial value and is not read after the first update. As in the paper
+    nothing bounds it, so a large beta can drive it below zero.
+
+    Attributes:
+        inner: whose LR is learned. Weight decay and clipping are `inner`'s.
+        beta: LR of the LR, in LR per (gradient · direction).
+
+    Example: SGD, beta 0.01, gradients 2 then 3 from lr 0.1: the second update has lr 0.1 + 0.01·(3·2) = 0.16.
+    """
+
+    inner: InnerOptimizer = field(default_factory=SGD)
+    beta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, (ExpectedSGD, Hypergradient, Lookahead)):
+            raise ValueError(
+                f"got {type(self.inner).__name__} inside Hypergradient, expected an optimizer whose update is "
+                "proportional to its LR: use SGD, RMSprop, Adagrad, Adam or AdamW"
+            )
+        if not 0.0 <= self.beta < float("inf"):
+            raise ValueError(f"got beta {self.beta}, expected a finite number that is not negative: try 1e-3")
+
+    def clip(self, gradient: Tensor) -> Tensor:
+        return self.inner.clip(gradient)
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """The LR `(num_runs, 1)`, the last direction `(num_runs, num_params)`, and the inner state."""
+        lr = params.new_zeros((params.shape[0], 1))
+        return lr, torch.zeros_like(params), *self.inner.init(params)
+
+    def update(
+        self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
+    ) -> tuple[Tensor, OptimizerState]:
+        if lr.shape[-1] != 1:
+            raise ValueError(
+                f"got LRs for {lr.shape[-1]} parameters, expected one LR for each run: "
+                "use groups='global' with hypergradient descent"
+            )
+        own_lr, last_direction, *inner_state = state
+        own_lr = torch.where(step == 0, lr.to(params), own_lr)
+        # The loss that is differentiated includes the L2 penalty, unless the penalty is decoupled.
+        own_lr = own_lr + self.beta * (self._slope(gradient, params) * last_direction).sum(-1, keepdim=True)
+        direction, new_inner = self._direction(gradient, tuple(inner_state), params, step)
+        return params - own_lr * direction, (own_lr, direction, *new_inner)
+
+    def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        raise _no_torch("Hypergradient")
+
+    def _slope(self, gradient: Tensor, params: Tensor) -> Tensor:
+        return gradient if isinstance(self.inner, AdamW) else self.inner._decayed(gradient, params)
+
+    def _direction(
+        self, gradient: Tensor, state: OptimizerState, params: Tensor, step: Tensor
+    ) -> tuple[Tensor, OptimizerState]:
+        """What the inner optimizer would subtract at LR 1.
+
+        Taken from zero weights, so that nothing is lost to rounding in weights - update.
+        """
+        one = torch.ones_like(params[:, :1])
+        moved, state = self.inner.update(self._slope(gradient, params), state, params * 0.0, one, step)
+        decay = self.inner.weight_decay * params if isinstance(self.inner, AdamW) else 0.0
+        return decay - moved, state
+
+
+@dataclass(frozen=True)
+class Lookahead(InnerOptimizer):
+    """Slow weights that follow the fast ones every few updates (Zhang et al. 2019, arXiv 1907.08610).
+
+        every k updates:  slow ← slow + share · (fast - slow),  fast ← slow
+
+    The inner optimizer's buffers are kept at the synchronisation, the paper's default.
+
+    Attributes:
+        inner: moves the fast weights. Weight decay and clipping are `inner`'s.
+        k: updates between synchronisations.
+        share: of the way that the slow weights go, in (0, 1].
+    """
+
+    inner: InnerOptimizer = field(default_factory=SGD)
+    k: int = 5
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not 0.0 < self.share <= 1.0:
+            raise ValueError(f"got k {self.k} and share {self.share}, expected k >= 1 and a share in (0, 1]")
+
+    def clip(self, gradient: Tensor) -> Tensor:
+        return self.inner.clip(gradient)
+
+    def init(self, params: Tensor) -> OptimizerState:
+        return params.clone(), *self.inner.init(params)
+
+    def update(
+        self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
+    ) -> tuple[Tensor, OptimizerState]:
+        slow, *inner_state = state
+        fast, new_inner = self.inner.update(gradient, tuple(inner_state), params, lr, step)
+        meet = (step + 1) % self.k == 0
+        slow = torch.where(meet, slow + self.share * (fast - slow), slow)
+        return torch.where(meet, slow, fast), (slow, *new_inner)
+
+    def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        raise _no_torch("Lookahead")
+
+
+SGD_HD = Hypergradient(inner=SGD(), beta=1e-3)
+ADAM_HD = Hypergradient(inner=Adam(), beta=1e-7)

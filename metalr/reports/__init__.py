@@ -1,0 +1,9 @@
+"""What a person looks at.
+
+report           a comparison as text and as one HTML page
+tables           its tables, column by column
+text_table       tables drawn as text, with rich, or as HTML
+figures          its pictures
+decision_figure  a picture of what a `LearnedLR` saw and did
+lr_range_test    the LR range test
+"""

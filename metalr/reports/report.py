@@ -1,0 +1,220 @@
+"""A comparison as a person reads it: tables for the terminal, one figure, one self-contained HTML file.
+
+Reads records and never trains. Only the HTML and the figure need matplotlib; `show` uses rich where it is installed.
+"""
+
+import base64
+import html as escape
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metalr.compare import selection
+from metalr.reports import figures, text_table
+from metalr.reports.tables import edge_warnings, interval, number, result_grid, time_grid, trials_grid, wrong_base_grid
+from metalr.reports.text_table import Grid
+
+if TYPE_CHECKING:
+    from metalr.compare.comparison import Comparison
+
+__all__ = [
+    "all_grids",
+    "edge_warnings",
+    "figure",
+    "html",
+    "interval",
+    "number",
+    "repair_figure",
+    "result_grid",
+    "settings_line",
+    "show",
+    "text",
+    "time_grid",
+    "trials_grid",
+    "wrong_base_grid",
+    "wrong_base_text",
+]
+
+
+def all_grids(comparison: "Comparison") -> list[Grid]:
+    """Every table of a comparison, task by task, as far as it has got."""
+    found = []
+    for task in comparison.tasks:
+        if _reached(comparison, task, "report"):
+            found += [result_grid(comparison, task, "train"), result_grid(comparison, task, "valid")]
+        if _reached(comparison, task, "wrong-base"):
+            found += [wrong_base_grid(comparison, task, value=value) for value in ("loss", "regret")]
+        if _reached(comparison, task, "report"):
+            found.append(time_grid(comparison, task))
+    return found
+
+
+def _reached(comparison: "Comparison", task: str, phase: str) -> bool:
+    """Whether a comparison that may have been stopped has records of a phase, and the reference to read them by."""
+    if not selection.contenders_of(comparison.records, task, phase):
+        return False
+    references = [
+        selection.chosen_runs(
+            comparison.records, task, selection.tuned_best(comparison.records, task, criterion), criterion
+        )
+        for criterion in selection.SELECTION
+    ]
+    return all(len(runs) == comparison.settings.report_seeds for runs in references)
+
+
+def text(comparison: "Comparison") -> str:
+    """All tables as plain text, at most 100 columns wide as long as names are short."""
+    head = "\n".join(text_table.wrap(settings_line(comparison)))
+    return "\n\n".join([head, *(grid_text(grid) for grid in all_grids(comparison))])
+
+
+def wrong_base_text(comparison: "Comparison", task: str | None = None, contenders: Sequence[str] | None = None) -> str:
+    """The table of the demo: final train loss of each contender for each base LR factor, as plain text."""
+    return grid_text(wrong_base_grid(comparison, task or comparison.tasks[0], contenders))
+
+
+def grid_text(grid: Grid, width: int = text_table.WIDTH) -> str:
+    """As plain text of bearable width: intervals get lines of their own where needed, or are left to the HTML."""
+    cells = [[cell.partition(" [") for cell in row] for row in grid.rows]
+    values = [[value for value, _, _ in row] for row in cells]
+    below = [[rest.removesuffix("]").replace(", ", "–") for _, _, rest in row] for row in cells]
+    rows: list[list[str]] = []
+    marked: set[int] = set()
+    for index, (line, ranges) in enumerate(zip(values, below, strict=True)):
+        marked |= {len(rows)} if index in grid.marked else set()
+        rows += [line, ranges] if any(ranges) else [line]
+    left_out = "Intervals are in the HTML report: they are too wide for this one."
+    layouts = (
+        grid,
+        Grid(grid.title, grid.header, rows, grid.notes, frozenset(marked)),
+        Grid(grid.title, grid.header, values, [*grid.notes, left_out], grid.marked),
+    )
+    drawn = (text_table.as_text(layout, width) for layout in layouts)
+    return next((text for text in drawn if max(map(len, text.splitlines())) <= width), text_table.as_text(layouts[-1]))
+
+
+def settings_line(comparison: "Comparison") -> str:
+    """One sentence about the budget."""
+    s = comparison.settings
+    return (
+        f"{s.num_trials} trials for each tuned contender ({s.num_lrs} LRs x {s.draws}, "
+        f"x{s.lr_range[0]:.3g} to x{s.lr_range[1]:.3g} of the base LR), {s.tuning_seeds} tuning seeds, "
+        f"{s.report_seeds} fresh seeds."
+    )
+
+
+def show(comparison: "Comparison") -> None:
+    """Print all tables, with rich where it is installed."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        print(text(comparison))
+        return
+    console = Console()
+    if console.width < text_table.WIDTH or not console.is_terminal:
+        console.print(text(comparison), markup=False, highlight=False, soft_wrap=True)
+        return
+    console.print(settings_line(comparison))
+    for grid in all_grids(comparison):
+        console.print("\n", text_table.as_rich(grid))
+
+
+def figure(
+    comparison: "Comparison",
+    path: str | Path,
+    task: str | None = None,
+    contenders: Sequence[str] | None = None,
+    criterion: selection.Criterion = "train",
+) -> Path:
+    """Write the LR and loss curves to an image file; its ending says which kind (.png, .svg, .pdf).
+
+    Raises:
+        ImportError: matplotlib is missing; the message names the extra.
+    """
+    return _save(figures.curves_figure(comparison, task, contenders, criterion), path)
+
+
+def repair_figure(comparison: "Comparison", path: str | Path, contender: str, task: str | None = None) -> Path:
+    """Write LR and loss curves of one contender from every wrong base LR to an image file."""
+    return _save(figures.repair_figure(comparison, contender, task), path)
+
+
+def _save(drawn: Any, path: str | Path) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(target, dpi=150)
+    return target
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #1b1b1b; }
+h1 { font-size: 1.5em; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; } h3 { margin-bottom: .4em; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+th, td { text-align: right; padding: 3px 10px; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #555; }
+tbody tr:nth-child(even) { background: #f6f6f6; } tr.marked { font-weight: 600; background: #e3f0fa !important; }
+.note { color: #555; font-size: 13px; margin: .4em 0; } img { max-width: 100%; } pre { font-size: 12px; }
+details { margin: 1em 0; }
+"""
+
+
+def html(comparison: "Comparison", path: str | Path) -> Path:
+    """Write one HTML file with every table, figure and setting; it needs no network and no other file.
+
+    Raises:
+        ImportError: matplotlib is missing; the message names the extra.
+    """
+    title = f"Comparison on {', '.join(comparison.tasks)}"
+    parts = [f"<h1>{escape.escape(title)}</h1>", f"<p>{escape.escape(settings_line(comparison))}</p>"]
+    for task in comparison.tasks:
+        parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(comparison, task)]
+    if all(_reached(comparison, task, "report") for task in comparison.tasks):
+        parts.append("<h2>Profiles over all tasks</h2>")
+        parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in ("train", "valid")]
+        parts.append(_picture(figures.time_profile_figure(comparison)))
+    parts += ["<h2>Every setting</h2>", _json(comparison.config), "<h2>Every trial</h2>", *_trials(comparison)]
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _task_parts(comparison: "Comparison", task: str) -> list[str]:
+    if not _reached(comparison, task, "report"):
+        return ["<p>Not finished.</p>"]
+    parts = [text_table.as_html(result_grid(comparison, task, criterion)) for criterion in ("train", "valid")]
+    parts.append(_picture(figures.curves_figure(comparison, task)))
+    if _reached(comparison, task, "wrong-base"):
+        parts.append(_picture(figures.regret_figure(comparison, task)))
+        parts += [text_table.as_html(wrong_base_grid(comparison, task, value=value)) for value in ("loss", "regret")]
+        learned = selection.select(comparison.records, task=task, kind="controller", phase="wrong-base")
+        names = dict.fromkeys(record["contender"] for record in learned)
+        parts += [_picture(figures.repair_figure(comparison, name, task)) for name in names]
+    return [*parts, text_table.as_html(time_grid(comparison, task))]
+
+
+def _picture(drawn: Any) -> str:
+    # As an image rather than inline markup: the ids inside two SVGs would collide in one page.
+    data = base64.b64encode(figures.to_svg(drawn).encode()).decode()
+    return f'<p><img alt="figure" src="data:image/svg+xml;base64,{data}"></p>'
+
+
+def _json(value: Any) -> str:
+    return (
+        f"<details open><summary>config.json</summary><pre>{escape.escape(json.dumps(value, indent=2))}</pre></details>"
+    )
+
+
+def _trials(comparison: "Comparison") -> list[str]:
+    """Score of every trial, folded away: the grid is published with the result."""
+    parts = []
+    for task in comparison.tasks:
+        for name in selection.contenders_of(comparison.records, task, "tuning"):
+            grid = trials_grid(comparison, task, name)
+            parts.append(f"<details><summary>{escape.escape(grid.title)}</summary>{text_table.as_html(grid)}</details>")
+    return parts

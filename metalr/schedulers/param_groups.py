@@ -1,0 +1,67 @@
+"""LRs in the parameter groups of a torch optimizer: reading, writing and restoring them, as floats or tensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def check_horizon(horizon: int) -> int:
+    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+        raise ValueError(
+            f"got horizon {horizon!r}, expected a whole number of optimizer updates, at least 1: "
+            "pass len(loader) * epochs // accumulation_steps"
+        )
+    return horizon
+
+
+def same_number(first: float | Tensor, second: float | Tensor) -> bool:
+    return float(first) == float(second)
+
+
+def adopt_new_groups(scheduler: LRScheduler) -> None:
+    """Parameter groups added later start from their own LR."""
+    if len(scheduler.optimizer.param_groups) == len(scheduler.base_lrs):
+        return
+    for group in scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]:
+        scheduler.base_lrs.append(copy_of(group.setdefault("initial_lr", copy_of(group["lr"]))))
+        if hasattr(scheduler, "_last_lr"):
+            scheduler._last_lr.append(copy_of(group["lr"]))
+
+
+def copy_of(lr: float | Tensor) -> float | Tensor:
+    return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+def numbers_like(old: list[float | Tensor], values: list[float]) -> list[float | Tensor]:
+    """Numbers as floats or as tensors, whichever each old value was."""
+    return [torch.full_like(o, v) if isinstance(o, Tensor) else float(v) for o, v in zip(old, values, strict=True)]
+
+
+def write_lr(group: dict[str, Any], lr: float) -> None:
+    """In place for a tensor: a captured or compiled step keeps reading the same one."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def restore_lr(optimizer: Optimizer, constructed: list[float], saved: list[float]) -> None:
+    """Undo what building the scheduler did to the LR of an optimizer that had been loaded before."""
+    for group, mine, lr in zip(optimizer.param_groups, constructed, saved, strict=True):
+        if same_number(group["lr"], mine):
+            write_lr(group, lr)
+
+
+def check_state(state: Mapping[str, Any], keys: tuple[str, ...], num_groups: int) -> None:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(f"got a scheduler state without {missing}, expected one of the same kind of scheduler")
+    if len(state["base_lrs"]) != num_groups:
+        raise ValueError(
+            f"got the state of {len(state['base_lrs'])} parameter groups, expected {num_groups}: "
+            "build the optimizer with the same groups before loading"
+        )

@@ -1,0 +1,214 @@
+"""The torch scheduler of a schedule, `ScheduleLR`, and what it shares with `LearnedLR`.
+
+Both live in a user's own loop and need torch alone.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metalr.schedulers.param_groups import (
+    adopt_new_groups,
+    check_horizon,
+    check_state,
+    numbers_like,
+    restore_lr,
+    same_number,
+)
+from metalr.schedules import Schedule
+
+# A weight is written at most so often by one update; more writes between two calls of step() are several updates.
+_WRITES_PER_UPDATE = 3
+_UPDATES_PER_EPOCH = 8
+# The LR is suspected of being too small below this share of its peak, and again at every halving.
+_SUSPECT_BELOW = 1e-3
+_WATCHED_WEIGHTS = 4096
+
+
+class ScheduleLR(LRScheduler):
+    """A schedule as a torch scheduler: after t calls of `step()` the LR is base_lr · schedule(t / horizon).
+
+    It counts calls, as torch's own schedulers do, and composes with `SequentialLR` and `ChainedScheduler`: where
+    another scheduler has changed the LR since the last call, the change of the schedule multiplies what is there.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`, with float or tensor LRs.
+        schedule: progress -> multiplier.
+        horizon: optimizer updates in the run. A longer run goes on past progress 1, as the schedule's docstring says.
+        last_epoch: -1 for a new run, as in torch.
+        unit: what a call of `step()` stands for. With "updates" (the default) a call after many updates is noticed and
+            explained; with "epochs" it is what was meant, and `horizon` is in epochs.
+
+    Horizons: a run that goes on past its horizon sees progress above 1, one that ends early was simply on the way.
+    Assigning `horizon`, or resuming with another one, puts the next LR where the new horizon has it.
+
+    An LR that has become too small to change any watched weight in its dtype is reported once.
+
+    Raises:
+        ValueError: `horizon` is not a positive whole number.
+
+    Example:
+        >>> from metalr.schedules import Linear
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> scheduler = ScheduleLR(optimizer, Linear(), horizon=10)
+        >>> for _ in range(5):
+        ...     optimizer.step(); scheduler.step()
+        >>> scheduler.get_last_lr()
+        [0.05]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        horizon: int,
+        last_epoch: int = -1,
+        *,
+        unit: Literal["updates", "epochs"] = "updates",
+    ) -> None:
+        if unit not in ("updates", "epochs"):
+            raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': what a call of step() stands for")
+        self.schedule = schedule
+        self.horizon = check_horizon(horizon)
+        self._watch: _Watch | None = None
+        self._watches_calls = unit == "updates"
+        self._factor = 1.0
+        super().__init__(optimizer, last_epoch)
+        self._constructed_lr = [float(lr) for lr in self._last_lr]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the LR of the next update; call after `optimizer.step()`."""
+        if not self._is_initial:
+            self._notice()
+        super().step(epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The next LRs; called by `step()`."""
+        groups = self.optimizer.param_groups
+        adopt_new_groups(self)
+        if self._is_initial:
+            # A loaded optimizer already has its LR; a new one gets the schedule's first value.
+            fresh = [same_number(group["lr"], base) for group, base in zip(groups, self.base_lrs, strict=True)]
+            target = self._get_closed_form_lr()
+            return [new if f else group["lr"] for f, new, group in zip(fresh, target, groups, strict=True)]
+        self._factor = now = self._factor_at(self.last_epoch)
+        result = []
+        for group, base, last in zip(groups, self.base_lrs, self._last_lr, strict=True):
+            on_host = not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu"
+            if (
+                on_host
+                and not same_number(group["lr"], last)
+                and (before := self._factor_at(self.last_epoch - 1)) > 0.0
+            ):
+                result.append(group["lr"] * (now / before))
+            else:
+                result.append(base * now)
+        return result
+
+    def _factor_at(self, step: int) -> float:
+        return self.schedule(max(step, 0) / self.horizon)
+
+    def _notice(self) -> None:
+        if self._watch is None:
+            self._watch = _Watch()
+        found = self._watch.writes_since_last_call(self.optimizer)
+        if self._watches_calls and found >= _UPDATES_PER_EPOCH * _WRITES_PER_UPDATE:
+            self._watches_calls = False
+            warnings.warn(
+                f"ScheduleLR: step() was called once after the weights had been written {found} times, expected a call "
+                f"after every optimizer.step(), since the horizon of {self.horizon} counts calls; for a call per epoch "
+                "pass the horizon in epochs and unit='epochs'.",
+                UserWarning,
+                stacklevel=3,
+            )
+        if self._watch.finds_no_change(self.optimizer, self._factor):
+            warnings.warn(
+                f"ScheduleLR: the LR has fallen to {self._factor:.3g} of its base by step {self.last_epoch} of "
+                f"{self.horizon}, where an update changes no weight in its dtype any more; use a schedule with a "
+                "floor, or stop here.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_watch": None}
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        self._factor = self._factor_at(self.last_epoch)
+        return [base * self._factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, loadable with `weights_only=True`."""
+        return {
+            "last_epoch": self.last_epoch,
+            "step_count": self._step_count,
+            "horizon": self.horizon,
+            "base_lrs": [float(lr) for lr in self.base_lrs],
+            "last_lr": [float(lr) for lr in self._last_lr],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where `state_dict()` was taken, whether the optimizer was loaded before or after construction.
+
+        Raises:
+            ValueError: the state is of another kind of scheduler or of another number of parameter groups.
+        """
+        check_state(state_dict, ("last_epoch", "step_count", "base_lrs", "last_lr"), len(self.optimizer.param_groups))
+        self.last_epoch = int(state_dict["last_epoch"])
+        self._step_count = int(state_dict["step_count"])
+        self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])
+        restore_lr(self.optimizer, self._constructed_lr, state_dict["last_lr"])
+        self._last_lr = numbers_like(self._last_lr, state_dict["last_lr"])
+
+
+class _Watch:
+    """What a scheduler without hooks can see of the updates: whether and how the weights change between its calls.
+
+    Hooks would break the graph of a compiled `optimizer.step`; a tensor's own write counter costs nothing to read.
+    """
+
+    def __init__(self) -> None:
+        self._writes: int | None = None
+        self._peak = 0.0
+        self._next = 0.0
+        self._held: list[tuple[Tensor, Tensor, int]] = []
+        self._reported = False
+
+    def writes_since_last_call(self, optimizer: Optimizer) -> int:
+        """In-place writes to the first parameter since the last call; 0 at the first."""
+        now = _writes(optimizer.param_groups[0]["params"][0])
+        found = 0 if self._writes is None else now - self._writes
+        self._writes = now
+        return found
+
+    def finds_no_change(self, optimizer: Optimizer, factor: float) -> bool:
+        """True once, when a very small LR was applied and no watched weight changed. Rarely reads the device."""
+        if self._reported:
+            return False
+        held, self._held = self._held, []
+        if held:
+            written = [(p, copy) for p, copy, writes in held if _writes(p) > writes]
+            self._reported = bool(written) and all(torch.equal(_some(p), copy) for p, copy in written)
+            return self._reported
+        self._peak = max(self._peak, factor)
+        if 0.0 < factor < min(_SUSPECT_BELOW * self._peak, self._next or self._peak):
+            self._next = factor / 2.0
+            # Two of each group: the rows of an embedding that a batch does not use do not change either.
+            params = [group["params"][index] for group in optimizer.param_groups for index in (0, -1)]
+            self._held = [(p, _some(p).clone(), _writes(p)) for p in params]
+        return False
+
+
+def _some(parameter: Tensor) -> Tensor:
+    local = parameter.detach()
+    local = local.to_local() if hasattr(local, "to_local") else local
+    return local.flatten()[:_WATCHED_WEIGHTS]
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

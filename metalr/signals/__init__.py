@@ -1,0 +1,5 @@
+"""What a training run shows.
+
+stats         raw statistics of a decision interval
+observations  the scale-free features that a controller reads
+"""

@@ -1,0 +1,97 @@
+"""Raw statistics of a run over one decision interval, as pure tensor functions.
+
+The batched engine and the exported scheduler both call these, so that both lines of the data flow measure the
+same thing. Nothing here is scaled or clipped for a network: see `metalr.signals.observations`.
+
+In a user's loop the numbers are few and a decision costs as much as the *kinds* of operations in it, since the code of
+each must come into the processor's cache again after a training step: hence `where` in place of `&`, `any` and casts.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-30
+
+
+class RunStats(NamedTuple):
+    """What one decision interval showed. Losses are `(num_runs,)`, the rest `(num_runs, num_groups)`.
+
+    Attributes:
+        log_loss: mean of log(loss) over the interval; NaN where no loss is known.
+        log_loss_slope: least-squares slope of log(loss), in 1/inner step.
+        log_loss_noise: standard deviation of log(loss) around that line.
+        num_losses: losses behind the three numbers above.
+        exploded: 1.0 where a loss of the interval was NaN or infinite, else 0.0.
+        gradient_norm: root mean square over the last two inner steps of the gradient's Euclidean norm.
+        gradient_cosine: cosine between the gradients of the last two inner steps, in [-1, 1].
+        update_ratio: norm of the last inner step's update over the norm of the weights.
+    """
+
+    log_loss: Tensor
+    log_loss_slope: Tensor
+    log_loss_noise: Tensor
+    num_losses: Tensor
+    exploded: Tensor
+    gradient_norm: Tensor
+    gradient_cosine: Tensor
+    update_ratio: Tensor
+
+
+def loss_stats(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The five loss statistics of `RunStats` from the losses of an interval.
+
+    Non-finite losses are left out of the means and reported as exploded; a loss that is zero or negative has no
+    logarithm and is left out too.
+
+    Args:
+        losses: `(num_steps, num_runs)`, in the order of the inner steps.
+
+    Example:
+        losses 4, 2, 1 give log_loss = log 2, a slope of -log 2 per step and no noise:
+
+        >>> loss_stats(torch.tensor([[4.0], [2.0], [1.0]]))[1].item()
+        -0.6931471824645996
+    """
+    zero, one = torch.full_like(losses, 0.0), torch.full_like(losses, 1.0)
+    finite = losses.abs() < math.inf
+    usable = torch.where(finite, losses, zero) > 0.0
+    weight = torch.where(usable, one, zero)
+    # The inputs of the logarithm are replaced too: a masked NaN would still poison the gradient.
+    log_losses = torch.where(usable, losses, one).log()
+    count = weight.sum(0)
+    safe_count = count.clamp(min=1.0)
+    step = torch.arange(len(losses), dtype=losses.dtype, device=losses.device)[:, None]
+    mean = log_losses.sum(0) / safe_count  # log(1) = 0 where the loss is left out
+    mean_step = (weight * step).sum(0) / safe_count
+    centred_step, centred_loss = weight * (step - mean_step), weight * (log_losses - mean)
+    step_square = (centred_step * centred_step).sum(0)
+    slope = (centred_step * centred_loss).sum(0) / step_square.clamp(min=_TINY)
+    residual = ((centred_loss * centred_loss).sum(0) - slope * slope * step_square).clamp(min=0.0)
+    noise = (residual / (count - 2.0).clamp(min=1.0)).sqrt()
+    mean = torch.where(count > 0.0, mean, torch.full_like(mean, torch.nan))
+    exploded = torch.where(finite, zero, one).sum(0).clamp(max=1.0)
+    return mean, slope, noise, count, exploded
+
+
+def norm(square: Tensor) -> Tensor:
+    """Square root with a finite derivative at zero."""
+    return (square + _TINY).sqrt()
+
+
+def gradient_norm(square_before: Tensor, square_last: Tensor) -> Tensor:
+    """Root mean square of two gradient norms, from their squares."""
+    return norm(0.5 * (square_before + square_last))
+
+
+def cosine(product: Tensor, square_before: Tensor, square_last: Tensor) -> Tensor:
+    """Cosine of two vectors from their inner product and squared norms; 0 where one of them vanishes."""
+    # Each norm alone: the product of two small squares underflows in float32.
+    return (product / (norm(square_before) * norm(square_last)).clamp(min=_TINY)).clamp(-1.0, 1.0)
+
+
+def ratio(square_update: Tensor, square_params: Tensor) -> Tensor:
+    """Norm of an update over the norm of the weights, from their squares."""
+    return norm(square_update) / norm(square_params)

@@ -1,0 +1,194 @@
+"""The shipped datasets: generated, read from a folder that the user names, or found in an installed package."""
+
+import pickle
+import sys
+import sysconfig
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metalr import seeding
+from metalr.tasks.data import SPLITS, Batch, TensorData
+
+
+def empty() -> TensorData:
+    """Data for a loss that needs none: every example is an empty vector."""
+    nothing = torch.zeros(1, 0)
+    return TensorData.of((nothing, nothing))
+
+
+def _split(inputs: Tensor, targets: Tensor, valid: int, test: int, seed: int = 0) -> TensorData:
+    """Shuffle with a fixed seed and cut off `valid` and `test` examples."""
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    inputs, targets = inputs[order], targets[order]
+    cuts = [len(inputs) - valid - test, valid, test]
+    parts = list(zip(inputs.split(cuts), targets.split(cuts), strict=True))
+    return TensorData.of(*parts)
+
+
+def _missing(package: str) -> ImportError:
+    return ImportError(f"this dataset needs the package {package!r}: pip install 'metalr[data]'")
+
+
+@lru_cache
+def digits(flat: bool = True) -> TensorData:
+    """scikit-learn's 8×8 handwritten digits: 1,197 train, 300 valid, 300 test, 10 classes, values in [-1, 1]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise _missing("scikit-learn") from error
+    images, labels = load_digits(return_X_y=True)
+    inputs = torch.as_tensor(images, dtype=torch.float32) / 8.0 - 1.0
+    data = _split(inputs, torch.as_tensor(labels, dtype=torch.int64), valid=300, test=300)
+    if flat:
+        return data
+    shaped = [(x.unflatten(-1, (1, 8, 8)), y) for x, y in (data.train, data.valid, data.test)]
+    return replace(data, train=shaped[0], valid=shaped[1], test=shaped[2])
+
+
+@lru_cache
+def mnist1d(num_variants: int = 1, flat: bool = True) -> TensorData:
+    """MNIST-1D (Greydanus and Kobak 2020): 3,200 train, 800 valid, 1,000 test signals of length 40, 10 classes.
+
+    Variant 0 is the published default dataset (seed 42); the others are generated with other seeds.
+    """
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError as error:
+        raise _missing("mnist1d") from error
+    splits: dict[str, list[Batch]] = {name: [] for name in SPLITS}
+    for variant in range(num_variants):
+        arguments = get_dataset_args()
+        arguments.seed = 42 + variant
+        generator_state = np.random.get_state()  # noqa: NPY002 -- the package seeds numpy's global generator
+        raw = make_dataset(arguments)
+        np.random.set_state(generator_state)  # noqa: NPY002
+        x, y = (torch.as_tensor(np.array(raw[name])) for name in ("x", "y"))
+        x_test, y_test = (torch.as_tensor(np.array(raw[name])) for name in ("x_test", "y_test"))
+        shape = (-1, 40) if flat else (-1, 1, 40)
+        x, x_test = x.float().view(shape), x_test.float().view(shape)
+        y, y_test = y.long(), y_test.long()
+        splits["train"].append((x[:3200], y[:3200]))
+        splits["valid"].append((x[3200:], y[3200:]))
+        splits["test"].append((x_test, y_test))
+    return TensorData(*((torch.stack([x for x, _ in s]), torch.stack([y for _, y in s])) for s in splits.values()))
+
+
+def teacher_student(num_variants: int = 16, num_inputs: int = 20, teacher_width: int = 8) -> TensorData:
+    """Regression on random tanh networks: 2,048 train, 512 valid, 512 test; each variant has its own teacher.
+
+    The targets have unit variance, with Gaussian noise of standard deviation 0.1 added.
+    """
+    sizes = {"train": 2048, "valid": 512, "test": 512}
+    total = sum(sizes.values())
+    variant = torch.arange(num_variants)[:, None, None]
+
+    def noise(purpose: int, rows: int, columns: int) -> Tensor:
+        row, column = torch.arange(rows)[:, None], torch.arange(columns)
+        return seeding.normal(variant, purpose, row, column, dtype=torch.float32)
+
+    inputs = noise(1, total, num_inputs)
+    hidden = torch.tanh(inputs @ noise(2, num_inputs, teacher_width) * 2.0 / num_inputs**0.5)
+    targets = hidden @ noise(3, teacher_width, 1)
+    targets = (targets - targets.mean(1, keepdim=True)) / targets.std(1, keepdim=True) + 0.1 * noise(4, total, 1)
+    parts = zip(inputs.split(list(sizes.values()), 1), targets.split(list(sizes.values()), 1), strict=True)
+    return TensorData(*parts)
+
+
+def cifar10(folder: str | Path) -> TensorData:
+    """CIFAR-10 from its published "python version" files: 45,000 train, 5,000 valid, 10,000 test images.
+
+    Args:
+        folder: holds `data_batch_1` … `data_batch_5` and `test_batch`. Nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says which and where the folder comes from.
+        ValueError: a file is not of the published format.
+    """
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    folder = Path(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"got folder {folder} without {', '.join(missing)}, expected the six files of "
+            "cifar-10-python.tar.gz: unpack that archive and name its cifar-10-batches-py folder"
+        )
+    parts = [_cifar10_file(folder / name) for name in names]
+    inputs = torch.cat([x for x, _ in parts[:5]])
+    targets = torch.cat([y for _, y in parts[:5]])
+    cut = len(inputs) - len(inputs) // 10
+    return TensorData.of((inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:]), parts[5])
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """The published files are pickles of byte strings, lists and numpy arrays; nothing else is let in."""
+
+    _allowed = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) in self._allowed:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of the published format")
+
+
+def _cifar10_file(path: Path) -> Batch:
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
+    try:
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="bytes").load()
+        pixels = torch.as_tensor(np.asarray(content[b"data"], dtype=np.uint8))
+        labels = torch.as_tensor(content[b"labels"], dtype=torch.int64)
+        inputs = pixels.view(-1, 3, 32, 32).float() / 127.5 - 1.0
+        if len(labels) != len(inputs) or len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+            raise ValueError(f"{len(inputs)} images and {len(labels)} labels, which must be as many and from 0 to 9")
+    except Exception as error:  # a foreign pickle fails in any way whatever; none of them runs code
+        raise ValueError(
+            f"got {path}, which is not a CIFAR-10 batch ({error}), expected a pickled dict with b'data' "
+            "(n, 3072) uint8 and b'labels': take the files of cifar-10-python.tar.gz unchanged"
+        ) from error
+    return inputs, labels
+
+
+@lru_cache
+def standard_library_bytes(length: int = 32, num_examples: int = 2048) -> TensorData:
+    """Next-byte prediction on the source text of Python's own standard library.
+
+    Inputs are `(num_examples, length)` bytes as int64, targets the same text moved on by one byte. Files are
+    taken in the order of their names, every split from files of its own; valid and test have an eighth of
+    `num_examples` each.
+
+    The text differs between Python versions, so compare numbers of this task within one version only.
+    """
+    import numpy as np  # not above: a scheduler in a user's loop needs none
+
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(folder.glob("*.py"))
+    if len(files) < 3:
+        raise FileNotFoundError(
+            f"got no source text of the standard library in {folder}, expected its .py files: "
+            f"run a Python that ships them (this is {sys.version.split()[0]})"
+        )
+    sizes = {"train": num_examples, "valid": num_examples // 8, "test": num_examples // 8}
+    by_split = {"train": files[0::2], "valid": files[1::4], "test": files[3::4]}
+    parts = []
+    for index, name in enumerate(SPLITS):
+        text = np.frombuffer(b"".join(path.read_bytes() for path in by_split[name]), dtype=np.uint8)
+        example = torch.arange(sizes[name])
+        starts = seeding.integers(len(text) - length - 1, index, example).numpy()
+        windows = torch.as_tensor(text[starts[:, None] + np.arange(length + 1)].astype(np.int64))
+        parts.append((windows[:, :-1], windows[:, 1:]))
+    return TensorData.of(*parts)

@@ -1,0 +1,197 @@
+"""`Task`: one supervised problem, a network, data, a loss, an inner optimizer and a budget.
+
+It is made in a few lines from a user's own module and tensors. What cannot be batched is refused here, with what to
+use instead. The shipped tasks and families of them are in `metalr.tasks.catalog`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from metalr import schedules
+from metalr.optimizers.classic import OPTIMIZERS, InnerOptimizer
+from metalr.registry import look_up
+from metalr.tasks.data import Batch, Data, LoaderData, TensorData
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Layers whose running statistics or unseeded randomness would tie the runs of a batch together.
+_UNBATCHABLE = {
+    _BatchNorm: "nn.GroupNorm or nn.LayerNorm",
+    _InstanceNorm: "nn.GroupNorm(num_channels, num_channels)",
+    _DropoutNd: "no dropout, or weight decay in the inner optimizer",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One supervised problem with everything that a training run needs.
+
+    Args:
+        model: builds the network; called with torch's generator seeded where weights come from a bank.
+        data: a `Data`, or `(inputs, targets)` tensors for training alone, or a `DataLoader`.
+        loss: `(outputs, targets) -> scalar`, a mean over the batch that stays positive.
+        optimizer: the inner optimizer, or its name in `metalr.optimizers.classic.OPTIMIZERS`.
+        base_lr: the default learning rate, positive.
+        horizon: inner steps (optimizer updates) in a run.
+        batch_size: examples in a minibatch.
+        metric: `(outputs, targets) -> scalar` reported beside the loss; None reports the loss alone.
+        initial_weights: a state dict that every run starts from (fine-tuning); None draws fresh weights per seed.
+        schedule: the base schedule that a controller's multiplier multiplies.
+        name: shown in records and errors.
+
+    Raises:
+        ValueError: a number is out of range, or the network cannot be batched; the message says what to use.
+
+    Example:
+        >>> inputs = torch.randn(100, 3)
+        >>> task = Task(lambda: nn.Linear(3, 1), (inputs, inputs.sum(1, keepdim=True)), functional.mse_loss,
+        ...             optimizer="momentum", base_lr=0.05, horizon=200)
+        >>> task.num_params
+        4
+    """
+
+    model: Callable[[], nn.Module]
+    data: Any  # a Data once constructed
+    loss: Loss
+    optimizer: Any = "momentum"  # an InnerOptimizer once constructed
+    base_lr: float = 0.1
+    horizon: int = 400
+    batch_size: int = 64
+    metric: Callable[[Tensor, Tensor], Tensor] | None = None
+    initial_weights: Mapping[str, Tensor] | None = None
+    schedule: schedules.Schedule = field(default_factory=schedules.Constant)
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", _as_data(self.data))
+        if not isinstance(self.optimizer, InnerOptimizer):
+            object.__setattr__(self, "optimizer", look_up(OPTIMIZERS, self.optimizer, "optimizer"))
+        self._check()
+
+    def _check(self) -> None:
+        if not 0.0 < self.base_lr < float("inf"):
+            raise ValueError(f"got base_lr {self.base_lr}, expected a positive finite number: pass for example 0.1")
+        for name in ("horizon", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"got {name} {value!r}, expected at least 1, as a whole number: it counts inner steps or examples"
+                )
+        module = self.build()
+        check_batchable(module)
+        if self.initial_weights is not None:
+            _check_weights(module, self.initial_weights)
+        if isinstance(self.data, TensorData):
+            inputs, targets = (part[:1, :2].expand(2, *part[0, :2].shape) for part in self.data.train)
+            dtype = next(module.parameters()).dtype
+            check_forward(module, self.loss, (_cast(inputs, dtype), _cast(targets, dtype)))
+
+    def with_(self, **changes: Any) -> "Task":
+        """A copy with some arguments changed, for example `task.with_(horizon=200)`."""
+        return replace(self, **changes)
+
+    def build(self) -> nn.Module:
+        """A fresh module on the CPU, without touching torch's global generator."""
+        with torch.random.fork_rng(devices=[]):
+            return self.model()
+
+    @property
+    def num_params(self) -> int:
+        """Trainable numbers in the network."""
+        return sum(p.numel() for p in self.build().parameters() if p.requires_grad)
+
+
+def _as_data(data: Data | Batch | Iterable) -> Data:
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, tuple):
+        return TensorData.of(data)
+    if isinstance(data, Iterable) and not isinstance(data, Tensor) and not _is_list_of_tensors(data):
+        return LoaderData(data)
+    raise ValueError(
+        f"got data of type {type(data).__name__}, expected a tuple (inputs, targets) of tensors, a DataLoader or "
+        "another iterable of such tuples, or a metalr Data"
+    )
+
+
+def _is_list_of_tensors(data: Iterable) -> bool:
+    return isinstance(data, list) and any(isinstance(part, Tensor) for part in data)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _check_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    expected = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
+    got = {name: tuple(weights[name].shape) for name in expected if name in weights}
+    if got != expected:
+        wrong = sorted(name for name in expected if got.get(name) != expected[name])
+        raise ValueError(
+            f"got initial weights that do not fit {wrong}, expected shapes "
+            f"{ {name: expected[name] for name in wrong} }: pass the state dict of the same network"
+        )
+
+
+def check_batchable(module: nn.Module) -> None:
+    """Refuse a module whose layers tie the runs of a batch together.
+
+    Raises:
+        ValueError: the module has running statistics, unseeded dropout or no trainable parameters; the message
+            names the layer and what to use instead.
+    """
+    for name, layer in module.named_modules():
+        for kind, instead in _UNBATCHABLE.items():
+            inert = getattr(layer, "p", 1.0) == 0.0 or not getattr(layer, "track_running_stats", True)
+            if isinstance(layer, kind) and (not inert or kind is _BatchNorm):
+                raise ValueError(
+                    f"got a network with {type(layer).__name__} at {name or 'the top'!r}, expected layers whose runs "
+                    f"do not depend on each other or on hidden state: use {instead} instead"
+                )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("got a network without parameters, expected at least one that is trained")
+
+
+def check_forward(module: nn.Module, loss: Loss, batch: Batch) -> None:
+    """Try the network on two runs of a small batch `(2, batch, …)`.
+
+    Raises:
+        ValueError: the forward pass fails when it is batched, or changes a buffer.
+    """
+    trained = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters()}
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+
+    def run_loss(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(functional_call(module, weights, (inputs,)), targets)
+
+    try:
+        with torch.no_grad():
+            shape = vmap(run_loss)(trained, *batch).shape
+    except Exception as error:
+        raise ValueError(
+            f"got a network or loss that cannot be batched ({error}), expected pure functions of weights and inputs: "
+            "use nn.GroupNorm for batch statistics, no dropout, no changes in place, and a loss that returns a mean"
+        ) from error
+    after = dict(module.named_buffers())
+    changed = [name for name, old in buffers.items() if after[name] is None or not _same_buffer(old, after[name])]
+    if changed:
+        raise ValueError(
+            f"got a network whose forward pass changes the buffers {changed}, expected one without hidden state: "
+            "use nn.GroupNorm in place of running statistics, or keep such state outside"
+        )
+    if shape != (2,):
+        raise ValueError(f"got a loss of shape {tuple(shape[1:])} for a batch, expected a scalar: take its mean")
+
+
+def _same_buffer(old: Tensor, new: Tensor) -> bool:
+    # A buffer that was replaced under vmap is a wrapper that cannot even be compared.
+    return not is_batchedtensor(new) and old.shape == new.shape and bool((old == new).all())

@@ -1,0 +1,282 @@
+"""Controllers: one contract over the registry, the policy's arithmetic, and where decisions fall."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metalr.compare import ablations
+from metalr.control import rules
+from metalr.control.actions import ActionSpec
+from metalr.control.catalog import CONTROLLERS, build_controller
+from metalr.control.controller import decision_steps
+from metalr.control.policy import PolicyController, PolicyNetwork
+from metalr.control.reference import ScheduleController
+from metalr.learned.export import controller_of
+from metalr.learned.policies import GRUPolicy
+from metalr.schedules import Constant, Cosine
+from metalr.signals.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
+
+LIKE = torch.zeros(1, dtype=torch.float64)
+
+
+def policy(num_outputs=1, visible=None, seed=0, **action) -> PolicyController:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [NUM_FEATURES, 5, num_outputs]
+    weights = [
+        torch.randn(b, a, generator=generator, dtype=torch.float64) / a**0.5 for a, b in itertools.pairwise(sizes)
+    ]
+    biases = [0.1 * torch.randn(b, generator=generator, dtype=torch.float64) for b in sizes[1:]]
+    return PolicyController(PolicyNetwork(weights, biases), ActionSpec(**action), Cosine(), 8, visible)
+
+
+# Controllers whose constructor needs arguments; any other entry of the registry is made with its defaults.
+EXAMPLES = {
+    "schedule": [lambda: ScheduleController(Cosine())],
+    "policy": [
+        policy,
+        lambda: policy(mode="recursive", alpha=0.5),
+        lambda: policy(num_outputs=7, levels=7),
+        lambda: policy(visible=("progress",)),
+        lambda: policy(visible=()),
+    ],
+    "recurrent": [lambda: controller_of(GRUPolicy(decisions=20), schedule=Cosine())],
+    "replay": [lambda: ablations.ReplayController((1.0, 0.5, 0.25), Cosine())],
+}
+assert set(rules.RULES) <= set(CONTROLLERS)
+CASES = [(kind, build) for kind in CONTROLLERS for build in EXAMPLES.get(kind, [CONTROLLERS[kind]])]
+contract = pytest.mark.parametrize(("kind", "build"), CASES, ids=[f"{kind}-{i}" for i, (kind, _) in enumerate(CASES)])
+
+
+def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64) -> torch.Tensor:
+    """Inside the declared bounds, with an explosion now and then."""
+    low, high = (torch.tensor([getattr(f, end) for f in FEATURES], dtype=dtype) for end in ("low", "high"))
+    shape = (num_decisions, num_runs, num_groups, NUM_FEATURES)
+    drawn = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    for name in ("has_history", "has_loss", "has_horizon"):
+        drawn[..., FEATURE_NAMES.index(name)] = 1.0
+    drawn[0, ..., FEATURE_NAMES.index("has_history")] = 0.0
+    exploded = FEATURE_NAMES.index("loss_exploded")
+    drawn[..., exploded] = (drawn[..., exploded] > 0.7).to(dtype)
+    drawn[0, ..., exploded] = 0.0
+    return drawn
+
+
+def play(controller, seen: torch.Tensor) -> torch.Tensor:
+    state = controller.init(*seen.shape[1:3], seen)
+    result = []
+    for observation in seen:
+        multiplier, state = controller(observation, state)
+        result.append(multiplier)
+    return torch.stack(result)
+
+
+def leaves(state) -> list[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, torch.Generator):
+        return [state.get_state()]
+    return [leaf for part in state for leaf in leaves(part)]
+
+
+def rows(state, run: int):
+    """One run of a state."""
+    if isinstance(state, torch.Tensor):
+        return state[run : run + 1].clone()
+    if isinstance(state, tuple):
+        parts = [rows(part, run) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return copy.copy(state)
+
+
+@contract
+def test_config_and_tensors_rebuild_the_controller(kind, build):
+    controller = build()
+    config = json.loads(json.dumps(controller.config()))
+    assert config["kind"] == kind
+    rebuilt = build_controller(config, controller.tensors())
+    seen = observations()
+    assert torch.equal(play(controller, seen), play(rebuilt, seen))
+    assert rebuilt.decisions == controller.decisions
+    assert rebuilt.schedule == controller.schedule
+    assert rebuilt.config() == controller.config()
+
+
+@contract
+def test_the_multiplier_is_positive_finite_and_of_the_shape_of_runs_and_groups(kind, build):
+    for dtype in (torch.float32, torch.float64):
+        multiplier = play(build(), observations(dtype=dtype))
+        assert multiplier.shape == (6, 3, 2)
+        assert multiplier.dtype == dtype
+        assert multiplier.isfinite().all()
+        assert (multiplier > 0.0).all()
+
+
+@contract
+def test_a_call_is_pure(kind, build):
+    controller, seen = build(), observations()
+    state = controller.init(3, 2, seen)
+    for observation in seen:
+        before = [leaf.clone() for leaf in leaves(state)]
+        given = observation.clone()
+        first, _ = controller(observation, state)
+        second, new = controller(observation, state)
+        assert torch.equal(first, second)
+        assert torch.equal(given, observation)
+        assert all(torch.equal(a, b) for a, b in zip(before, leaves(state), strict=True))
+        state = new
+
+
+@contract
+def test_a_batch_is_its_runs_one_at_a_time(kind, build):
+    controller, seen = build(), observations()
+    state = controller.init(3, 2, seen)
+    single = [rows(state, run) for run in range(3)]
+    for observation in seen:
+        together, state = controller(observation, state)
+        for run in range(3):
+            alone, single[run] = controller(observation[run : run + 1], single[run])
+            torch.testing.assert_close(together[run : run + 1], alone, rtol=1e-12, atol=0.0)
+
+
+@contract
+def test_a_state_is_of_tensors_so_that_a_run_can_be_resumed(kind, build):
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(build().init(1, 1, LIKE)))
+    assert "Generator" not in repr(build().init(1, 1, LIKE))
+
+
+@contract
+def test_another_base_schedule(kind, build):
+    controller = build()
+    changed = controller.with_schedule(Constant())
+    assert changed.schedule == Constant()
+    assert type(changed) is type(controller)
+    assert changed.config() == {**controller.config(), "schedule": changed.config()["schedule"]}
+
+
+def test_every_kind_is_known_as_soon_as_metalr_is_imported():
+    # A saved controller is read in a process that has imported nothing else.
+    code = "import metalr; from metalr.control.catalog import CONTROLLERS; print(*CONTROLLERS)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert set(printed.stdout.split()) == set(CONTROLLERS)
+
+
+def test_an_unknown_kind_names_the_near_match():
+    with pytest.raises(ValueError, match=r"got controller kind 'polic', expected .*did you mean 'policy'"):
+        build_controller({"kind": "polic"}, {})
+
+
+# The policy
+
+
+def test_a_schedule_is_the_controller_that_ignores_the_observation():
+    assert torch.equal(play(ScheduleController(Cosine()), observations()), torch.ones(6, 3, 2, dtype=torch.float64))
+
+
+def test_a_policy_is_a_multilayer_perceptron_with_tanh():
+    controller = policy()
+    first, second = controller.network.weights
+    seen = observations()[0]
+    expected = torch.tanh(seen @ first.T + controller.network.biases[0]) @ second.T + controller.network.biases[1]
+    torch.testing.assert_close(controller.act(seen), expected[..., 0].clamp(-1.0, 1.0), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(
+        play(controller, observations()[:1])[0],
+        (3.0 * controller.act(seen)).exp().clamp(0.05, 20.0),
+        rtol=1e-12,
+        atol=0,
+    )
+
+
+def test_a_zero_policy_starts_as_the_base_schedule():
+    network = PolicyNetwork([torch.zeros(1, NUM_FEATURES)], [torch.zeros(1)])
+    quiet = observations()
+    quiet[..., FEATURE_NAMES.index("loss_exploded")] = 0.0
+    assert (play(PolicyController(network, ActionSpec(), Cosine(), 8), quiet) == 1.0).all()
+
+
+def test_levels_take_the_largest_output():
+    network = PolicyNetwork([torch.zeros(3, NUM_FEATURES)], [torch.tensor([0.0, 1.0, 3.0])])
+    controller = PolicyController(network, ActionSpec(levels=3, alpha=1.0), Constant(), 8)
+    assert controller.act(observations()[0]).unique().tolist() == [1.0]
+    assert play(controller, observations()[:1]).unique().item() == pytest.approx(math.e)
+
+
+def test_a_state_blind_policy_sees_what_it_is_shown():
+    controller = policy(visible=("progress",))
+    seen, changed = observations()[:1], observations()[:1]
+    others = [i for i, name in enumerate(FEATURE_NAMES) if name not in ("progress", "loss_exploded", "has_history")]
+    changed[..., others] = 0.123
+    assert torch.equal(play(controller, seen), play(controller, changed))
+    changed[..., FEATURE_NAMES.index("progress")] += 0.1
+    assert not torch.equal(play(controller, seen), play(controller, changed))
+
+
+def test_a_policy_keeps_its_own_copy_of_the_weights():
+    weight, bias = torch.ones(1, NUM_FEATURES), torch.zeros(1)
+    network = PolicyNetwork([weight], [bias])
+    weight.zero_()
+    assert network.weights[0].sum() == NUM_FEATURES
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [((1, NUM_FEATURES - 1), (1,)), ((1, NUM_FEATURES), (2,)), ((NUM_FEATURES,), (1,))],
+)
+def test_policy_weights_of_another_shape(weight, bias):
+    with pytest.raises(ValueError, match=r"got a policy layer of shapes .*, expected .*observation version"):
+        PolicyNetwork([torch.zeros(weight)], [torch.zeros(bias)])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_policy_weights_that_are_no_numbers(value):
+    with pytest.raises(ValueError, match="got policy weights that are not finite, expected numbers"):
+        PolicyNetwork([torch.full((1, NUM_FEATURES), value)], [torch.zeros(1)])
+
+
+def test_a_policy_with_another_number_of_outputs():
+    with pytest.raises(ValueError, match="got a policy with 2 outputs, expected 5"):
+        policy(num_outputs=2, levels=5)
+
+
+def test_a_policy_without_layers():
+    with pytest.raises(ValueError, match=r"got .*, expected"):
+        PolicyController(PolicyNetwork([], []), ActionSpec(), Constant(), 8)
+
+
+# Decisions
+
+
+@given(st.integers(1, 200).flatmap(lambda d: st.tuples(st.just(d), st.integers(2 * d, 20_000))))
+def test_decisions_are_spread_evenly(case):
+    decisions, horizon = case
+    steps = decision_steps(horizon, decisions)
+    assert len(steps) == decisions
+    assert steps[0] == 0
+    gaps = [b - a for a, b in zip(steps, [*steps[1:], horizon], strict=True)]
+    assert min(gaps) >= 2
+    assert max(gaps) - min(gaps) <= 1
+    # round(d · T / D), half up, in exact arithmetic.
+    assert steps == [math.floor(Fraction(d * horizon, decisions) + Fraction(1, 2)) for d in range(decisions)]
+
+
+def test_decisions_of_a_horizon_that_does_not_divide():
+    assert decision_steps(10, 4) == [0, 3, 5, 8]
+    assert decision_steps(53, 7) == [0, 8, 15, 23, 30, 38, 45]
+
+
+@pytest.mark.parametrize(("horizon", "decisions"), [(7, 4), (1, 1), (0, 1), (10, 0), (10, -2)])
+def test_a_horizon_that_is_too_short(horizon, decisions):
+    with pytest.raises(
+        ValueError, match=f"got horizon {horizon} with {decisions} decisions, expected .*: use a horizon"
+    ):
+        decision_steps(horizon, decisions)

@@ -1,0 +1,73 @@
+"""The LR range test and the Bayesian search find what is known: the stable LR of a quadratic, a good LR of a net."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metalr.compare.bayesian import search
+from metalr.compare.contenders import get_baseline
+from metalr.reports.lr_range_test import find_lr, save_figure
+from metalr.tasks.catalog import make_task
+
+
+def test_the_quadratics_limit_of_stability_bounds_the_suggestion() -> None:
+    # The loss (w + 1)² is stable below lr 1 and falls fastest at 0.5.
+    curve = find_lr(make_task("quadratic"), num_seeds=2)
+    assert 0.05 < curve.steepest <= curve.suggestion <= curve.lowest < 1.0
+    assert np.all(np.diff(curve.lr) > 0.0)
+
+
+def test_the_suggestion_trains_a_network_about_as_well_as_the_best_lr() -> None:
+    task = make_task("teacher-student", width=8, horizon=60)
+    curve = find_lr(task)
+    assert task.base_lr / 10.0 < curve.suggestion < task.base_lr * 10.0
+    middle = np.isfinite(curve.loss)
+    assert np.all(curve.low[middle] <= curve.loss[middle])
+    assert np.all(curve.loss[middle] <= curve.high[middle])
+    assert np.isnan(curve.loss[-1])  # at 1000 times the base LR nothing is left
+
+
+def test_the_curve_is_a_figure(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = save_figure(find_lr(make_task("quadratic"), num_seeds=2), tmp_path / "deep" / "lr.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bad_ranges_are_explained() -> None:
+    task = make_task("quadratic")
+    with pytest.raises(ValueError, match="0 < low < high"):
+        find_lr(task, lr_range=(1.0, 0.1))
+    with pytest.raises(ValueError, match="lowers the loss"):
+        find_lr(task, lr_range=(1e-9, 1e-8))
+    with pytest.raises(ValueError, match="got 0 trials"):
+        search(task, get_baseline("cosine"), num_trials=0)
+
+
+def test_a_search_finds_a_good_lr_and_is_repeatable() -> None:
+    pytest.importorskip("optuna")
+    task = make_task("quadratic", horizon=5)
+    seen: list[int] = []
+    found = search(task, get_baseline("constant"), num_trials=8, progress=lambda done, total, name: seen.append(done))
+    # lr 0.5 solves the quadratic in one step; the base LR is 0.2.
+    assert found.best.score < 1e-2
+    assert 0.3 < found.best.base_lr < 0.7
+    assert seen == list(range(1, 9))
+    assert found == search(task, get_baseline("constant"), num_trials=8)
+
+
+def test_a_search_survives_divergence_and_stays_in_the_space() -> None:
+    pytest.importorskip("optuna")
+    found = search(make_task("quadratic", horizon=20), get_baseline("step"), num_trials=6, lr_range=(1.0, 1000.0))
+    space = get_baseline("step").space
+    for trial in found.trials:
+        assert all(min(space[name]) <= value <= max(space[name]) for name, value in trial.parameters.items())
+    assert any(trial.score == float("inf") for trial in found.trials)
+    assert found.best.score < float("inf")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'metalr\[hpo\]'"):
+        search(make_task("quadratic"), get_baseline("cosine"), num_trials=1)

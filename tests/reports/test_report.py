@@ -1,0 +1,192 @@
+"""What a person reads: tables within 100 columns, a figure, one HTML file that needs nothing else."""
+
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metalr.compare import results, selection
+from metalr.compare.comparison import Comparison, Settings, compare, load
+from metalr.compare.statistics import Interval
+from metalr.reports import report, text_table
+from metalr.reports.text_table import Grid
+from metalr.tasks.catalog import make_task
+from tests.compare.test_comparison import SMALL, policy, student
+
+SETTINGS = replace(SMALL, factors=(0.1, 0.3, 1.0, 3.0, 10.0))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    return compare(student(), folder, SETTINGS, controllers={"ppo": policy()})
+
+
+def test_text_fits_into_100_columns_and_names_everyone(done: Comparison) -> None:
+    text = report.text(done)
+    assert max(map(len, text.splitlines())) <= 100
+    for name in selection.contenders_of(done.records, "teacher-student"):
+        assert name in text
+    assert "chosen on train loss, reported on train loss" in text
+    assert "chosen on valid loss, reported on test loss" in text
+    assert "8 trials for each tuned contender" in text
+    assert "nan" not in text
+
+
+def test_extreme_numbers_fit_too(tmp_path: Path) -> None:
+    # The quadratic ends anywhere between 0 and 1e-15, or diverges.
+    settings = replace(SETTINGS, baselines=("constant", "cosine"), wrong_base=None, num_lrs=3, draws=1)
+    text = report.text(compare(make_task("quadratic", horizon=200), tmp_path / "run", settings))
+    assert max(map(len, text.splitlines())) <= 100
+    assert re.search(r"cosine: 4 of 4 at x10 diverged", text)
+
+
+def test_numbers_in_the_text_are_those_of_the_table(done: Comparison) -> None:
+    row = results.result_table(done.records, "teacher-student", "train")[0]
+    line = next(line for line in report.text(done).splitlines() if line.strip("* ").startswith(row["contender"]))
+    assert f"{row['iqm']:#.4g}" in line
+    assert f"{row['worst_decile']:#.4g}" in line
+
+
+def test_the_demos_table(done: Comparison) -> None:
+    text = report.wrong_base_text(done, "teacher-student", contenders=["ppo", "cosine"])
+    names = [line.strip("* ").split("  ")[0] for line in text.splitlines() if re.match(r"[* ] \w", line)]
+    assert names == ["tuned cosine", "tuned best", "ppo", "cosine"]
+    assert all(f"x{factor:g}" in text for factor in SETTINGS.factors)
+    grid = report.wrong_base_grid(done, "teacher-student", value="over_cosine")
+    assert grid.rows[0][1] == "1.000 [1.000, 1.000]"
+
+
+def test_edges_are_said() -> None:
+    rows = [{"contender": "cosine", "edges": ["lr high"]}, {"contender": "linear", "edges": []}]
+    (warning,) = report.edge_warnings(rows)
+    assert warning.startswith("! cosine: the best value lies on an edge of its search (lr high)")
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a browser would fetch, and checks that tags match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.fetched += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_whole_and_needs_no_network(done: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = report.html(done, tmp_path / "deep" / "report.html")
+    page = path.read_text(encoding="utf-8")
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    assert len(links.fetched) == 6
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links.fetched)
+    assert "http://" not in page
+    assert "https://" not in page
+    for setting in ("lr_range", "report_seeds", "sha256", "torch"):
+        assert setting in page
+    assert page == report.html(done, tmp_path / "again.html").read_text(encoding="utf-8")
+
+
+def test_figures_are_written(done: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    first = report.figure(done, tmp_path / "curves.png")
+    second = report.repair_figure(done, tmp_path / "repair.png", "ppo")
+    assert first.read_bytes()[:4] == second.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.65, 0.8])
+def test_a_stopped_comparison_can_be_read(done: Comparison, share: float) -> None:
+    part = replace(done, records=done.records[: int(share * len(done.records))])
+    assert "trials" in report.text(part)
+
+
+def test_a_stopped_comparison_has_a_page(done: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    part = replace(done, records=[record for record in done.records if record["phase"] == "tuning"])
+    page = report.html(part, tmp_path / "part.html").read_text()
+    assert "Not finished" in page
+    assert "teacher-student, cosine" in page
+
+
+def test_show_prints_with_and_without_rich(done: Comparison, capsys, monkeypatch) -> None:
+    report.show(done)
+    plain = capsys.readouterr().out
+    assert "chosen on train loss" in plain
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    report.show(done)
+    assert capsys.readouterr().out.split() == plain.split()
+
+
+def test_rich_renders_a_grid() -> None:
+    console = pytest.importorskip("rich.console").Console(width=60, record=True)
+    console.print(text_table.as_rich(Grid("Title [x]", ["name", "loss"], [["cosine", "1 [0, 2]"]], ["A note."])))
+    text = console.export_text()
+    assert "1 [0, 2]" in text
+    assert "A note." in text
+
+
+def test_plain_grid() -> None:
+    grid = Grid("Losses", ["name", "loss"], [["a", "1"], ["long name", "22"]], ["one two three"], frozenset({1}))
+    assert text_table.as_text(grid, width=8).splitlines() == [
+        "Losses",
+        "name        loss",
+        "----------- ----",
+        "  a            1",
+        "* long name   22",
+        "one two",
+        "three",
+    ]
+    with pytest.raises(ValueError, match="got a row of 1 cells"):
+        Grid("", ["a", "b"], [["1"]])
+
+
+def test_html_escapes() -> None:
+    assert "<script>" not in text_table.as_html(Grid("<script>", ["<script>"], [["<script>"]], ["<script>"]))
+
+
+def test_numbers() -> None:
+    found = [report.number(value) for value in (0.0, 1.0, 10.0, 123.0, 1234.5, 0.00012345, math.inf, math.nan, None)]
+    assert found == ["0", "1.000", "10.00", "123.0", "1234", "0.0001234", "inf", "-", "-"]
+    assert report.interval(Interval(1.0, 0.5, math.inf)) == "1.000 [0.5000, inf]"
+
+
+def test_importing_needs_no_plotting_and_a_figure_says_what_is_missing(done: Comparison) -> None:
+    code = f"""
+import sys
+blocked = ("matplotlib", "rich", "tqdm", "optuna", "gymnasium", "stable_baselines3")
+sys.modules.update({{name: None for name in blocked}})
+from metalr.compare import comparison
+from metalr.reports import report
+found = comparison.load({str(done.folder)!r})
+report.show(found)
+for draw in (lambda: report.figure(found, "x.png"), lambda: report.html(found, "x.html"), comparison.progress_bar):
+    try:
+        draw()
+    except ImportError as error:
+        print(error)
+"""
+    root = Path(__file__).parents[2]
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert answer.stdout.count("pip install 'metalr[plot]'") == 2
+    assert answer.stdout.count("pip install 'metalr[cli]'") == 1
+
+
+def test_settings_are_stored_as_they_were_given(done: Comparison) -> None:
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 0
+    assert isinstance(load(done.folder).settings, Settings)
