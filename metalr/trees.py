@@ -1,0 +1,55 @@
+"""Nested tuples of tensors, such as the state of a run or of a controller, walked in one way."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+Tree = TypeVar("Tree")
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, depth first and in order; whatever is neither tensor nor tuple is passed over.
+
+    Example:
+        >>> import torch
+        >>> [leaf.item() for leaf in leaves((torch.tensor(1), (torch.tensor(2), None)))]
+        [1, 2]
+    """
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
+
+
+def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
+    """The same nesting with other tensors, in the order of `leaves`.
+
+    Raises:
+        ValueError: the number of tensors is not that of the tree.
+    """
+    expected = len(leaves(tree))
+    if len(new) != expected:
+        raise ValueError(f"got {len(new)} tensors, expected {expected}: one for each leaf of the tree")
+    remaining = iter(new)
+
+    def rebuild(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            return next(remaining)
+        if not isinstance(node, tuple):
+            return node
+        parts = [rebuild(part) for part in node]
+        return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
+
+    return rebuild(tree)
+
+
+def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+    """A tree of the function's results on the leaves of one or several trees of the same nesting.
+
+    Example:
+        >>> import torch
+        >>> map_leaves(torch.add, (torch.tensor(1),), (torch.tensor(2),))
+        (tensor(3),)
+    """
+    columns = (leaves(each) for each in (tree, *others))
+    return replace_leaves(tree, [function(*row) for row in zip(*columns, strict=True)])
