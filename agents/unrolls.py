@@ -4,40 +4,29 @@
 run it forward. Knows nothing of outer steps.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from metalr import schedules
-from metalr.control import actions
-from metalr.control.actions import ActionState
+from metalr.control import actions, loop
 from metalr.control.controller import decision_steps
+from metalr.control.loop import LoopState
+from metalr.control.lr import lr_in_force
+from metalr.control.recurrent import RecurrentState
+from metalr.engine.interval import measure, run_steps, update_ratio
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import RunState, TrainingStep
 from metalr.learned.module import Learned, OpenLoop
 from metalr.learned.policies import ClosedLoop
-from metalr.signals import observations, stats
-from metalr.signals.observations import Context, ObservationState
-from metalr.signals.stats import RunStats
 from metalr.tasks.data import Batch
 
 META_LOSSES = ("mean-train", "final-train", "final-valid")
 # Elements that the evaluation of a final loss puts through the network at once.
 _CHUNK = 4096
-
-Tree = TypeVar("Tree")
-
-
-class Policy(NamedTuple):
-    """What a closed-loop policy carries, all `(num_runs, num_groups, …)`; empty for an open loop."""
-
-    multiplier: Tensor
-    observed: ObservationState
-    action: ActionState
-    memory: Tensor
 
 
 class Carry(NamedTuple):
@@ -45,12 +34,12 @@ class Carry(NamedTuple):
 
     Attributes:
         runs: of the engine.
-        policy: None for an open loop.
+        loop: of a closed loop; None for an open one.
         loss_sum: `(num_runs,)`, sum of the minibatch losses so far.
     """
 
     runs: RunState
-    policy: Policy | None
+    loop: LoopState | None
     loss_sum: Tensor
 
 
@@ -62,26 +51,27 @@ class FirstOrderStep(TrainingStep):
         return gradient.detach(), loss
 
 
-def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of nested tuples, in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
+class LivePolicy:
+    """A learned closed loop as the controller that it becomes, with the path of its gradients intact.
 
+    Args:
+        policy: gives action, decisions and size of the memory.
+        call: `(observation, memory) -> (action, memory)`, the policy itself or with parameters of each run's own.
+    """
 
-def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
-    """The same nesting with other tensors."""
-    remaining = iter(new)
+    def __init__(self, policy: ClosedLoop, call: Callable[..., Any]) -> None:
+        self.policy = policy
+        self.call = call
 
-    def rebuild(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            return next(remaining)
-        if not isinstance(node, tuple):
-            return node
-        parts = [rebuild(part) for part in node]
-        return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
+    def init(self, like: Tensor) -> RecurrentState:
+        """The state before the first decision, in the shape of `like`, `(num_runs, num_groups)`."""
+        memory = like.new_zeros((*like.shape, self.policy.memory_size), dtype=torch.float64)
+        return RecurrentState(memory, actions.initial_state(self.policy.action, like))
 
-    return rebuild(tree)
+    def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        action, memory = self.call(observation, state.memory)
+        multiplier, action_state = actions.act(self.policy.action, action, observation, state.action)
+        return multiplier, RecurrentState(memory, action_state)
 
 
 class Unroll:
@@ -129,7 +119,9 @@ class Unroll:
         self.base_lr = base.to(runs.device, runs.dtype)[:, None]
         self.step = (FirstOrderStep if order == 1 else TrainingStep)(runs.task, runs.layout, runs.module)
         self.stops = [self.horizon]
+        self.controller: LivePolicy | None = None
         if isinstance(learned, ClosedLoop):
+            self.controller = LivePolicy(learned, call or learned)
             self.stops = [*decision_steps(self.horizon, learned.decisions)[1:], self.horizon]
         self.like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
 
@@ -146,7 +138,7 @@ class Unroll:
             state = state._replace(params=row.to(state.params.dtype).expand(self.runs.num_runs, -1))
         if dead is not None:
             state = state._replace(diverged=state.diverged | dead)
-        policy = self._first_decision(state) if isinstance(self.learned, ClosedLoop) else None
+        policy = self._first_decision(self.controller, state) if self.controller is not None else None
         return Carry(state, policy, torch.zeros_like(self.like[:, 0]))
 
     def advance(self, carry: Carry, start: int, stop: int) -> Carry:
@@ -183,91 +175,41 @@ class Unroll:
         return total / seen
 
     def _interval(self, carry: Carry, start: int, stop: int) -> Carry:
-        state, runs = carry.runs, self.runs
-        lrs = self._lrs(carry, start, stop)
-        batches = runs.data.batches(runs.seeds, runs.variants, state.step, stop - start, runs.task.batch_size)
-        losses: list[Tensor] = []
-        gradient_before = params_before = gradient = torch.empty(0)
-        for lr, batch in zip(lrs, batches, strict=True):
-            gradient_before, params_before = gradient, state.params
-            # The LR of a dead run is replaced too: an infinite one times its zero gradient would be NaN.
-            state, loss, gradient = self.step(state, batch, torch.where(state.diverged[:, None], 0.0, lr))
-            losses.append(loss)
-        together = torch.stack(losses)  # (num_steps, num_runs)
-        loss_sum = carry.loss_sum + torch.where(state.diverged, 0.0, together).sum(0)
-        policy = carry.policy
-        if policy is not None and stop < self.horizon:
-            seen = self._stats(together, gradient_before, gradient, params_before, state.params)
-            policy = self._decide(policy, seen, stop)
+        runs = self.runs
+        batches = runs.data.batches(runs.seeds, runs.variants, carry.runs.step, stop - start, runs.task.batch_size)
+        state, trace = run_steps(self._advance, carry.runs, batches, self._lrs(carry, start, stop))
+        loss_sum = carry.loss_sum + torch.where(state.diverged, 0.0, trace.losses).sum(0)
+        policy = carry.loop
+        if self.controller is not None and policy is not None and stop < self.horizon:
+            seen = measure(runs.layout, trace, state.params)
+            policy = loop.decide(self.controller, policy, seen, stop / self.horizon)
         return Carry(state, policy, loss_sum)
+
+    def _advance(self, state: RunState, batch: Batch, lr: Tensor) -> tuple[RunState, Tensor, Tensor]:
+        # The LR of a dead run is replaced too: an infinite one times its zero gradient would be NaN.
+        return self.step(state, batch, torch.where(state.diverged[:, None], 0.0, lr))
 
     def _lrs(self, carry: Carry, start: int, stop: int) -> Tensor:
         """`(num_steps, num_runs, num_groups)` absolute LRs of an interval."""
         progress = torch.arange(start, stop, device=self.runs.device, dtype=torch.float64) / self.horizon
-        if carry.policy is not None:
+        if carry.loop is not None:
             factor = self.schedule(progress).to(self.runs.dtype)[:, None, None]
-            return self.base_lr * factor * carry.policy.multiplier
+            return lr_in_force(self.base_lr, factor, carry.loop.multiplier)
         if self.call is None:
             multiplier = self.learned(progress)[:, None]
         else:
             multiplier = self.call(progress.expand(self.runs.num_runs, -1)).transpose(0, 1)
         return self.base_lr * multiplier.to(self.runs.dtype)
 
-    def _stats(self, losses: Tensor, before: Tensor, last: Tensor, params_before: Tensor, params: Tensor) -> RunStats:
-        group_sum = self.runs.layout.group_sum
-        square_before, square_last = group_sum(before.square()), group_sum(last.square())
-        update = group_sum((params - params_before).square())
-        return RunStats(
-            *stats.loss_stats(losses),
-            gradient_norm=stats.gradient_norm(square_before, square_last),
-            gradient_cosine=stats.cosine(group_sum(before * last), square_before, square_last),
-            update_ratio=stats.ratio(update, group_sum(params_before.square())),
-        )
-
-    def _first_decision(self, state: RunState) -> Policy:
+    def _first_decision(self, controller: LivePolicy, state: RunState) -> LoopState:
         runs, layout = self.runs, self.runs.layout
-        policy = self._policy()
-        num_runs, num_groups = self.like.shape
-        blank = Policy(
-            self.like,
-            observations.initial_state(num_runs, num_groups, self.like),
-            actions.initial_state(policy.action, num_runs, num_groups, self.like),
-            self.like.new_zeros((num_runs, num_groups, policy.memory_size), dtype=torch.float64),
-        )
         batches = runs.data.batches(runs.seeds, runs.variants, state.step, 1, runs.task.batch_size)
         params = torch.where(state.diverged[:, None], 0.0, state.params)
         gradient, _ = self.step.gradient_and_loss(params, next(iter(batches)))
-        lr = layout.expand(self.base_lr * self.schedule(0.0) * self.like)
+        lr = layout.expand(lr_in_force(self.base_lr, self.schedule(0.0), self.like))
         new, _ = runs.task.optimizer.update(gradient, state.optimizer, params, lr, state.step[:, None])
-        ratio = stats.ratio(layout.group_sum((new - params).square()), layout.group_sum(params.square()))
-        return self._act(blank, observations.observe_start(ratio, self._context(blank, 0.0)))
-
-    def _decide(self, policy: Policy, seen: RunStats, stop: int) -> Policy:
-        # Before the first interval the memory is NaN. The features of change then come out as 0, but by way of
-        # a NaN whose derivative would poison everything: the present value in its place gives the same 0.
-        zero = torch.zeros_like(self.like)
-        log_loss, log_norm = seen.log_loss[:, None] + zero, seen.gradient_norm.log()
-        known = policy.observed
-        known = known._replace(
-            last_log_loss=torch.where(known.last_log_loss.isnan(), log_loss, known.last_log_loss),
-            last_log_norm=torch.where(known.last_log_norm.isnan(), log_norm, known.last_log_norm),
-        )
-        observation, observed = observations.observe(seen, known, self._context(policy, stop / self.horizon))
-        return self._act(policy._replace(observed=observed), observation)
-
-    def _act(self, policy: Policy, observation: Tensor) -> Policy:
-        action, memory = (self.call or self.learned)(observation, policy.memory)
-        exploded, has_history = (observations.feature(observation, name) for name in ("loss_exploded", "has_history"))
-        spec = self._policy().action
-        multiplier, state = actions.apply(spec, action, exploded, has_history, policy.action)
-        return Policy(multiplier, policy.observed, state, memory)
-
-    def _policy(self) -> ClosedLoop:
-        assert isinstance(self.learned, ClosedLoop)
-        return self.learned
-
-    def _context(self, policy: Policy, progress: float) -> Context:
-        return Context(self.like * progress, policy.multiplier, self.like, self.like)
+        blank = loop.init(controller.init(self.like), self.like)
+        return loop.start(controller, blank, update_ratio(layout, new, params))
 
 
 def check_meta_loss(name: str) -> None:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from metalr import seeding
-from metalr.control import actions
+from metalr.control import actions, loop
 from metalr.control.actions import ActionSpec
-from metalr.engine.episodes import interval_lr
+from metalr.control.loop import Known, LoopState
+from metalr.control.lr import interval_lr
 from metalr.engine.runs import BatchedRuns
 from metalr.envs.rewards import REWARDS, rise
 from metalr.registry import look_up
 from metalr.schedules import Schedule
-from metalr.signals import observations
-from metalr.signals.observations import NUM_FEATURES, Context, visibility
+from metalr.signals.observations import visibility
 from metalr.signals.stats import RunStats
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
@@ -120,8 +120,8 @@ class RunGroup:
         self.runs = BatchedRuns(task, num_runs, **options)
         self.twin = BatchedRuns(task, num_runs, **options) if self.reward.paired else None
         self.num_groups = self.runs.layout.num_groups
-        self.shape = (num_runs, self.num_groups)
-        self.like = torch.ones(self.shape, dtype=self.runs.dtype, device=self.runs.device)
+        self.state: LoopState
+        self.like = torch.ones((num_runs, self.num_groups), dtype=self.runs.dtype, device=self.runs.device)
 
     def reset(self, which: Tensor, seeds: Tensor) -> Tensor:
         """Start the episodes of `which` (bool) from `seeds`; the observation of all runs, valid where reset."""
@@ -130,30 +130,22 @@ class RunGroup:
             if runs is not None:
                 runs.init(seeds) if everything else runs.reset_runs(which, seeds)
         seeds = self.runs.seeds
-        fresh_action = actions.initial_state(self.config.action, *self.shape, self.like)
-        fresh_memory = observations.initial_state(*self.shape, self.like)
         if everything:
             self.decision = torch.zeros(len(seeds), dtype=torch.int64, device=self.like.device)
-            self.action_state, self.memory = fresh_action, fresh_memory
-            self.observation = self.like.new_zeros(*self.shape, NUM_FEATURES)
             self.potential = self.start_log_loss = self.like.new_zeros(len(seeds))
-        row = which[:, None]
         self.decision = self.decision.where(~which, 0)
-        self.action_state = actions.ActionState(
-            *(new.where(row, old) for new, old in zip(fresh_action, self.action_state, strict=True))
-        )
-        self.memory = observations.ObservationState(
-            *(new.where(row, old) for new, old in zip(fresh_memory, self.memory, strict=True))
-        )
         self.base_lr = draw_base_lr(self.task, seeds, self.config.base_lr_range)
         hidden = seeding.stream(seeds, "feature_mask")
-        self.has_loss, self.has_horizon = (
-            (seeding.uniform(hidden, index) >= probability).to(self.like.dtype)[:, None].expand_as(self.like)
-            for index, probability in enumerate((self.config.hide_loss, self.config.hide_horizon))
+        self.known = Known(
+            *(
+                (seeding.uniform(hidden, index) >= probability).to(self.like.dtype)[:, None].expand_as(self.like)
+                for index, probability in enumerate((self.config.hide_loss, self.config.hide_horizon))
+            )
         )
         probe = self.runs.probe(self._lr(self.like, 1)[0])
-        start = observations.observe_start(probe.update_ratio, self._context())
-        self.observation = start.where(row[..., None], self.observation)
+        fresh = loop.init(actions.initial_state(self.config.action, self.like), self.like)
+        fresh = loop.observe_start(fresh, probe.update_ratio, self.known)
+        self.state = fresh if everything else loop.reset(self.state, fresh, which)
         self.start_log_loss = probe.loss.clamp(min=_LEAST_LOSS).log().where(which, self.start_log_loss)
         self.potential = self.potential.where(~which, 0.0)
         return self.shown()
@@ -161,15 +153,15 @@ class RunGroup:
     def step(self, action: Tensor) -> Outcome:
         """One decision of every run; actions are `(num_runs, num_groups)`, in [-1, 1] or level indices."""
         spec = self.config.action
-        action = spec.level_action(action) if spec.levels else action
-        exploded, history = (observations.feature(self.observation, n) for n in ("loss_exploded", "has_history"))
-        multiplier, self.action_state = actions.apply(spec, action, exploded, history, self.action_state)
-        lr = self._lr(multiplier, self.steps_per_action)
+        chosen = spec.level_action(action) if spec.levels else action
+        self.state = loop.act(lambda seen, state: actions.act(spec, chosen, seen, state), self.state)
+        lr = self._lr(self.state.multiplier, self.steps_per_action)
         stats = self.runs.unroll(lr, self.steps_per_action)
         if self.twin is not None:
             twin_stats = self.twin.unroll(self._lr(self.like, self.steps_per_action), self.steps_per_action)
         self.decision = self.decision + 1
-        self.observation, self.memory = observations.observe(stats, self.memory, self._context())
+        progress = (self.decision / self.config.decisions).to(self.like.dtype)[:, None]  # (num_runs, 1)
+        self.state = loop.observe(self.state, stats, progress, self.known)
         last = self.decision == self.config.decisions
         diverged = self.runs.state.diverged
         potential = self._potential(self.runs, stats, last)
@@ -186,12 +178,8 @@ class RunGroup:
         first = first.clamp(max=self.task.horizon - num_steps)
         return interval_lr(self.schedule, self.base_lr, multiplier, first, num_steps, self.task.horizon)
 
-    def _context(self) -> Context:
-        progress = (self.decision / self.config.decisions).to(self.like.dtype)[:, None].expand_as(self.like)
-        return Context(progress, self.action_state.multiplier, self.has_loss, self.has_horizon)
-
     def shown(self) -> Tensor:
-        return self.observation * visibility(self.config.visible, self.observation)
+        return self.state.observation * visibility(self.config.visible, self.state.observation)
 
     def _potential(self, runs: BatchedRuns, stats: RunStats, last: Tensor) -> Tensor:
         """Minus the log loss relative to the start, `(num_runs,)`."""

@@ -100,7 +100,7 @@ class Training:
         self.learned.detach()
         self.scheduler = self.schedulers[name]
         if name == "learned":
-            self.learned._attach()
+            self.learned.attach()
 
     def step(self) -> None:
         self.optimizer.zero_grad()

@@ -1,6 +1,6 @@
 """Nested tuples of tensors, such as the state of a run or of a controller, walked in one way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -21,7 +21,7 @@ def leaves(tree: Any) -> list[Tensor]:
     return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
 
 
-def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
+def replace_leaves(tree: Tree, new: list[Tensor]) -> Tree:
     """The same nesting with other tensors, in the order of `leaves`.
 
     Raises:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metalr.control import loop
 from metalr.control.catalog import build_controller
 from metalr.control.controller import Controller
-from metalr.control.loop import ControlLoop
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule
 from metalr.signals.observations import OBSERVATION_VERSION
@@ -153,9 +153,9 @@ def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"its base schedule leaves [0, {_SANE_FACTORS[1]:g}]")
     action = getattr(controller, "action", controller)
     bounds = [float(getattr(action, name, 1.0)) for name in ("low", "high")]
-    loop = ControlLoop(controller, 1, 1)
-    loop.start(torch.full((1, 1), 1e-3, dtype=torch.float64))
-    factors = torch.tensor([*bounds, loop.multiplier.item(), *getattr(controller, "multipliers", ())])
+    like = torch.ones(1, 1, dtype=torch.float64)
+    state = loop.start(controller, loop.init(controller.init(like), like), 1e-3 * like)
+    factors = torch.tensor([*bounds, state.multiplier.item(), *getattr(controller, "multipliers", ())])
     if not bool(((factors >= _SANE_FACTORS[0]) & (factors <= _SANE_FACTORS[1])).all()):
         raise ValueError(f"its LR multipliers leave [{_SANE_FACTORS[0]:g}, {_SANE_FACTORS[1]:g}]")
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from metalr.compare.contenders import Baseline
 from metalr.compare.external_optimizers import LoneRun
+from metalr.control import loop
 from metalr.control.controller import Controller, decision_steps
-from metalr.control.loop import ControlLoop
+from metalr.control.loop import LoopState
+from metalr.control.lr import lr_in_force
 from metalr.control.reference import ScheduleController
 from metalr.engine.executors import join_states
 from metalr.engine.runs import BatchedRuns
@@ -75,15 +77,24 @@ class _Segment:
         horizon = runs.task.horizon
         progress = torch.arange(horizon, dtype=torch.float64, device=runs.device) / horizon
         self.factor = controller.schedule(progress)  # (horizon,)
-        self.loop: ControlLoop | None = None
-        if not isinstance(controller, ScheduleController):
-            num_runs, num_groups = rows.stop - rows.start, runs.layout.num_groups
-            self.loop = ControlLoop(controller, num_runs, num_groups, dtype=runs.dtype, device=runs.device)
+        self.controller = controller
+        like = torch.ones((rows.stop - rows.start, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
+        self.state: LoopState = loop.init(controller.init(like), like)
+        self.closed = not isinstance(controller, ScheduleController)
 
     def lr(self, base_lr: Tensor, start: int, stop: int) -> Tensor:
-        """`(stop - start, rows, num_groups)` float64, by the same arithmetic as `metalr.engine.episodes`."""
-        open_loop = (base_lr[self.rows] * self.factor[start:stop, None])[..., None]
-        return open_loop if self.loop is None else open_loop * self.loop.multiplier.double()
+        """`(stop - start, rows, num_groups)` float64."""
+        base, factor = base_lr[self.rows, None], self.factor[start:stop, None, None]
+        return lr_in_force(base, factor, self.state.multiplier.double())
+
+    def start(self, prospective_ratio: Tensor) -> None:
+        """The first decision, from the ratio of every run of the batch."""
+        self.state = loop.start(self.controller, self.state, prospective_ratio[self.rows])
+
+    def decide(self, stats: RunStats, progress: float) -> None:
+        """The decision after an interval, from the statistics of every run of the batch."""
+        own = RunStats(*(value[self.rows] for value in stats))
+        self.state = loop.decide(self.controller, self.state, own, progress)
 
 
 def chunks(cells: Sequence[Cell], contenders: Mapping[str, Baseline], task: Task, max_runs: int) -> list[list[Cell]]:
@@ -151,11 +162,11 @@ def _train(
 ) -> dict[str, list[Any]]:
     horizon = runs.task.horizon
     starts = decision_steps(horizon, decisions)
-    closed = [segment for segment in segments if segment.loop is not None]
+    closed = [segment for segment in segments if segment.closed]
     if closed:
         ratio = runs.probe(torch.cat([segment.lr(base_lr, 0, 1)[0] for segment in segments])).update_ratio
         for segment in closed:
-            segment.loop.start(ratio[segment.rows])  # type: ignore[union-attr]
+            segment.start(ratio)
     curve: dict[str, list[Any]] = {"step": [], "lr": [], "train_loss": [], "valid_loss": []}
     for start, stop in zip(starts, [*starts[1:], horizon], strict=True):
         lr = torch.cat([segment.lr(base_lr, start, stop) for segment in segments], 1)
@@ -168,8 +179,7 @@ def _train(
             curve["valid_loss"].append(runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist())
         if stop < horizon:
             for segment in closed:
-                part = RunStats(*(value[segment.rows] for value in stats))
-                segment.loop.decide(part, stop / horizon)  # type: ignore[union-attr]
+                segment.decide(stats, stop / horizon)
     return curve
 
 

@@ -8,4 +8,5 @@ reference   controllers without learning: a schedule, random actions, a replay
 rules       reactive rules written by hand
 catalog     every kind of controller by name
 loop        observe, decide, remember
+lr          the LR in force
 """

@@ -4,8 +4,8 @@ The LR in force at inner step t of decision d is
 
     lr(t) = base_lr · schedule(t / horizon) · lr_multiplier(d)
 
-and this file makes the last factor. Environment and exported controller both call `apply`, so that a policy
-sees the same breaker while it learns as it will have when it is used.
+and this file makes the last factor. Environment, meta-gradients and exported controllers all call `act`, so that a
+policy meets the same breaker while it learns as in use.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from metalr.signals.observations import feature
 
 # After an explosion the multiplier is held below this share of the last good one; the ceiling then lifts again.
 _BREAKER_CUT = 0.3
@@ -68,10 +70,23 @@ class ActionState(NamedTuple):
     ceiling: Tensor
 
 
-def initial_state(spec: ActionSpec, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
-    """The state before the first decision: the base LR, breaker closed."""
-    ones = torch.ones((num_runs, num_groups), dtype=like.dtype, device=like.device)
+def initial_state(spec: ActionSpec, like: Tensor) -> ActionState:
+    """The state before the first decision, in the shape `(num_runs, num_groups)` of `like`: base LR, breaker closed."""
+    ones = torch.ones_like(like)
     return ActionState(ones, ones, ones * spec.high)
+
+
+def act(spec: ActionSpec, action: Tensor, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
+    """The multiplier that an action sets after an observation; see `apply`.
+
+    Args:
+        spec: mode, range and bounds.
+        action: `(num_runs, num_groups)`.
+        observation: what the action was chosen on, `(num_runs, num_groups, NUM_FEATURES)`; the breaker reads it too.
+        state: from `initial_state` or the decision before.
+    """
+    exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
+    return apply(spec, action, exploded, has_history, state)
 
 
 def apply(

@@ -1,6 +1,6 @@
 """Controllers: pure state machines from an observation to an LR multiplier, batched for free.
 
-    state = controller.init(num_runs, num_groups, like)
+    state = controller.init(like)
     lr_multiplier, state = controller(observation, state)
 
 The LR in force is base_lr · controller.schedule(progress) · lr_multiplier. A schedule is the controller that
@@ -9,14 +9,13 @@ ignores the observation. The engine, the environment and the exported scheduler 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from metalr import schedules
-from metalr.control import actions
-from metalr.control.actions import ActionSpec, ActionState
-from metalr.signals.observations import feature
+from metalr.control.actions import ActionSpec
 
 
 def decision_steps(horizon: int, decisions: int) -> list[int]:
@@ -50,8 +49,8 @@ class Controller(ABC):
     decisions: int
 
     @abstractmethod
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Any:
-        """The state before the first decision, in the dtype and on the device of `like`."""
+    def init(self, like: Tensor) -> Any:
+        """The state before the first decision, in the shape `(num_runs, num_groups)`, dtype and device of `like`."""
 
     @abstractmethod
     def __call__(self, observation: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -78,12 +77,18 @@ class Controller(ABC):
         """The same controller on another base schedule."""
 
 
-def _act(spec: ActionSpec, action: Tensor, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
-    exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
-    return actions.apply(spec, action, exploded, has_history, state)
+def acting_config(kind: str, controller: Any) -> dict[str, Any]:
+    """The part of `config()` that controllers with an action share."""
+    return {
+        "kind": kind,
+        "action": asdict(controller.action),
+        "schedule": schedules.to_config(controller.schedule),
+        "decisions": controller.decisions,
+    }
 
 
-def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+def acting_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments action, schedule and decisions from the description of `acting_config`."""
     return {
         "action": ActionSpec(**config["action"]),
         "schedule": schedules.from_config(config["schedule"]),

@@ -1,7 +1,6 @@
 """Policies as controllers: the network that an exported agent is."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, _act, _common
+from metalr.control.controller import Controller, acting_config, acting_parts
 from metalr.signals.observations import NUM_FEATURES, visibility
 
 
@@ -85,8 +84,8 @@ class PolicyController(Controller):
         self.visible = tuple(visible) if visible is not None else None
         self._mask = None if visible is None else visibility(self.visible, network.weights[0])
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
-        return actions.initial_state(self.action, num_runs, num_groups, like)
+    def init(self, like: Tensor) -> ActionState:
+        return actions.initial_state(self.action, like)
 
     def act(self, observation: Tensor) -> Tensor:
         """The policy's action in [-1, 1], `(num_runs, num_groups)`."""
@@ -98,14 +97,11 @@ class PolicyController(Controller):
         return outputs[..., 0].clamp(-1.0, 1.0)
 
     def __call__(self, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
-        return _act(self.action, self.act(observation), observation, state)
+        return actions.act(self.action, self.act(observation), observation, state)
 
     def config(self) -> dict[str, Any]:
         return {
-            "kind": "policy",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
+            **acting_config("policy", self),
             "visible": list(self.visible) if self.visible is not None else None,
             "num_layers": len(self.network.weights),
         }
@@ -125,4 +121,4 @@ class PolicyController(Controller):
         weights = [tensors[f"layers.{i}.weight"] for i in range(num_layers)]
         biases = [tensors[f"layers.{i}.bias"] for i in range(num_layers)]
         visible = tuple(config["visible"]) if config.get("visible") is not None else None
-        return PolicyController(PolicyNetwork(weights, biases), **_common(config), visible=visible)
+        return PolicyController(PolicyNetwork(weights, biases), **acting_parts(config), visible=visible)

@@ -4,7 +4,6 @@ A controller made here is exported, saved and compared exactly as one from PPO o
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller
-from metalr.signals.observations import NUM_FEATURES, feature
+from metalr.control.controller import Controller, acting_config, acting_parts
+from metalr.signals.observations import NUM_FEATURES
 
 _NAMES = (
     "from_input.weight",
@@ -60,9 +59,9 @@ class RecurrentPolicyController(Controller):
         self.schedule = schedule
         self.decisions = decisions
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> RecurrentState:
-        memory = torch.zeros((num_runs, num_groups, self.memory_size), dtype=like.dtype, device=like.device)
-        return RecurrentState(memory, actions.initial_state(self.action, num_runs, num_groups, like))
+    def init(self, like: Tensor) -> RecurrentState:
+        memory = like.new_zeros(*like.shape, self.memory_size)
+        return RecurrentState(memory, actions.initial_state(self.action, like))
 
     def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         def linear(inputs: Tensor, name: str) -> Tensor:
@@ -70,19 +69,11 @@ class RecurrentPolicyController(Controller):
             return functional.linear(inputs, weight, bias)
 
         memory = gru_cell(linear(observation, "from_input"), linear(state.memory, "from_memory"), state.memory)
-        exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
-        multiplier, action = actions.apply(
-            self.action, linear(memory, "head")[..., 0], exploded, has_history, state.action
-        )
+        multiplier, action = actions.act(self.action, linear(memory, "head")[..., 0], observation, state.action)
         return multiplier, RecurrentState(memory, action)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "recurrent",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
-        }
+        return acting_config("recurrent", self)
 
     def with_schedule(self, schedule: schedules.Schedule) -> "RecurrentPolicyController":
         return RecurrentPolicyController(self.weights, self.action, schedule, self.decisions)
@@ -92,12 +83,7 @@ class RecurrentPolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentPolicyController":
-        return RecurrentPolicyController(
-            tensors,
-            ActionSpec(**config["action"]),
-            schedules.from_config(config["schedule"]),
-            int(config["decisions"]),
-        )
+        return RecurrentPolicyController(tensors, **acting_parts(config))
 
 
 def _checked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

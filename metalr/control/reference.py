@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from metalr import schedules, seeding
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, _act, _common
+from metalr.control.controller import Controller, acting_config, acting_parts
 from metalr.schedules import Constant, Schedule
 
 
@@ -22,7 +22,7 @@ class ScheduleController(Controller):
     schedule: schedules.Schedule
     decisions: int = 40
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple:
+    def init(self, like: Tensor) -> tuple:
         return ()
 
     def __call__(self, observation: Tensor, state: tuple) -> tuple[Tensor, tuple]:
@@ -52,34 +52,27 @@ class RandomController(Controller):
     decisions: int = 40
     seed: int = 0
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple[Tensor, ActionState]:
+    def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
         """Decisions taken, `(num_runs, num_groups)`, and the action's state."""
-        count = torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
-        return count, actions.initial_state(self.action, num_runs, num_groups, like)
+        return torch.zeros_like(like), actions.initial_state(self.action, like)
 
     def __call__(self, observation: Tensor, state: tuple[Tensor, ActionState]) -> tuple[Tensor, tuple]:
         count, action_state = state
         # What a run sees is its key: runs differ, and a run does not depend on its place in the batch.
         key = (observation.double().sum(-1) * 2.0**40).long()
         action = 2.0 * seeding.uniform(seeding.stream(self.seed, "policy"), key, count.long()) - 1.0
-        multiplier, action_state = _act(self.action, action, observation, action_state)
+        multiplier, action_state = actions.act(self.action, action, observation, action_state)
         return multiplier, (count + 1.0, action_state)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "random",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
-            "seed": self.seed,
-        }
+        return {**acting_config("random", self), "seed": self.seed}
 
     def with_schedule(self, schedule: schedules.Schedule) -> "RandomController":
         return replace(self, schedule=schedule)
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RandomController":
-        return RandomController(**_common(config), seed=int(config["seed"]))
+        return RandomController(**acting_parts(config), seed=int(config["seed"]))
 
 
 @dataclass(frozen=True)
@@ -104,9 +97,9 @@ class ReplayController(Controller):
     def decisions(self) -> int:  # type: ignore[override]
         return len(self.multipliers)
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Tensor:
+    def init(self, like: Tensor) -> Tensor:
         """The number of decisions taken, `(num_runs, num_groups)`."""
-        return torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
+        return torch.zeros_like(like)
 
     def __call__(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         table = torch.tensor(self.multipliers, dtype=state.dtype, device=state.device)

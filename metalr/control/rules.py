@@ -75,8 +75,8 @@ class ReactiveRule(Controller):
                 "0 < low <= 1 <= high: 1 is the base LR"
             )
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> RuleState:
-        one = torch.ones((num_runs, num_groups), dtype=like.dtype, device=like.device)
+    def init(self, like: Tensor) -> RuleState:
+        one = torch.ones_like(like)
         return RuleState(one, one * math.inf, one * 0.0, one * 0.0, one * 0.0)
 
     def __call__(self, observation: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:

@@ -44,7 +44,7 @@ def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, 
 
 
 def _draw_multiplier(axis: Any, scheduler: LearnedLR, updates: list[int], multipliers: list[float]) -> None:
-    until = max(scheduler._updates, updates[-1])  # the last decision holds to the present end
+    until = max(scheduler.updates, updates[-1])  # the last decision holds to the present end
     axis.step([*updates, until], [*multipliers, multipliers[-1]], where="post", color="#0072B2", linewidth=1.8)
     axis.axhline(1.0, color="#7F7F7F", linewidth=0.8)
     action = getattr(scheduler.controller, "action", None)

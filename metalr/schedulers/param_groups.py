@@ -9,15 +9,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-def check_horizon(horizon: int) -> int:
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(
-            f"got horizon {horizon!r}, expected a whole number of optimizer updates, at least 1: "
-            "pass len(loader) * epochs // accumulation_steps"
-        )
-    return horizon
-
-
 def same_number(first: float | Tensor, second: float | Tensor) -> bool:
     return float(first) == float(second)
 

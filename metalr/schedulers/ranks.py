@@ -20,6 +20,7 @@ timing, so a run repeats exactly.
 import itertools
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,27 +28,73 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metalr.schedulers.loss_log import mean_by_update
+from metalr.schedulers.loss_log import LossLog, mean_by_update
 
 # The losses of so many ranks are averaged: more would tell little, and each rank reads all of them.
 _SPEAKERS = 8
 _numbers = itertools.count()
 
 
-def connect() -> "Agreement | None":
-    """The agreement with the other ranks; None where there are none.
+class Talk(ABC):
+    """What a scheduler says to the schedulers of the other ranks, and hears from them."""
 
-    Schedulers are paired by the order in which they connect: when they are made, if the process group exists by then,
-    else at their first updates. It is the same on all ranks that train one model.
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    @abstractmethod
+    def restart(self) -> None:
+        """Forget what was said: the update count begins anew, or jumps."""
+
+    @abstractmethod
+    def publish(self, stop: int, losses: Mapping[int, float]) -> None:
+        """Tell the others this rank's losses, by update, for the decision at update `stop`."""
+
+    @abstractmethod
+    def gather(
+        self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
+    ) -> tuple[list[float], Tensor | None]:
+        """The losses that the decision at update `stop` is taken on, in order, and the measurement on the host.
+
+        Args:
+            stop: of the decision.
+            updates: made so far.
+            log: this rank's losses.
+            measurement: of gradients and updates, where it lies; None without any.
+        """
+
+    @abstractmethod
+    def agree(self, stop: int, multiplier: Tensor) -> Tensor:
+        """The multiplier that holds for all ranks from update `stop`, `(1, num_groups)` as offered."""
+
+    def furthest_state(self, updates: int, state: dict[str, Any]) -> dict[str, Any] | None:
+        """The state of the rank that has made the most updates; None where there are no others."""
         return None
-    store = dist.distributed_c10d._get_default_store()
-    return Agreement(dist.PrefixStore(f"metalr/{next(_numbers)}", store), dist.get_rank())
 
 
-class Agreement:
-    """One scheduler's talk with its twins on the other ranks.
+class Alone(Talk):
+    """No other ranks."""
+
+    def restart(self) -> None:
+        """Nothing to forget."""
+
+    def publish(self, stop: int, losses: Mapping[int, float]) -> None:
+        """Nobody listens."""
+
+    def gather(
+        self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
+    ) -> tuple[list[float], Tensor | None]:
+        """This rank's losses, with the measurement by one copy from device to host."""
+        # A late decision must not see the loss of the coming update, which `observe` may have brought already.
+        at, values = log.take(updates)
+        if measurement is not None and isinstance(values, Tensor):
+            flat = torch.cat([measurement.flatten().double(), values.to(measurement.device)]).cpu()
+            measurement, values = flat[: measurement.numel()].view(measurement.shape), flat[measurement.numel() :]
+        return list(mean_by_update(at, values).values()), None if measurement is None else measurement.cpu()
+
+    def agree(self, stop: int, multiplier: Tensor) -> Tensor:
+        """Its own."""
+        return multiplier
+
+
+class Agreement(Talk):
+    """One scheduler and its counterparts on the other ranks.
 
     Args:
         store: shared by all ranks; `append`, `get`, `check` and `compare_set` are used.
@@ -61,13 +108,18 @@ class Agreement:
         self._warned = False
 
     def restart(self) -> None:
-        """Forget what was said: the update count begins anew, or jumps."""
         self._epoch += 1
 
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
-        """Tell the others this rank's losses, by update, for the decision at update `stop`."""
         said = list(losses.items()) if self._rank < _SPEAKERS else []
         self._store.append(self._key("said", stop), json.dumps([self._rank, said]) + "\n")
+
+    def gather(
+        self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
+    ) -> tuple[list[float], Tensor | None]:
+        # In this order: to read the measurement is to wait for the gradients of all ranks.
+        measurement = None if measurement is None else measurement.cpu()
+        return list(self.mean_losses(stop).values()), measurement
 
     def mean_losses(self, stop: int) -> dict[int, float]:
         """The mean over ranks of the losses published for the decision at update `stop`, by update, in order."""
@@ -79,7 +131,6 @@ class Agreement:
         return dict(sorted(mean_by_update(updates, losses).items()))
 
     def agree(self, stop: int, multiplier: Tensor) -> Tensor:
-        """The multiplier that holds for all ranks from update `stop`, `(1, num_groups)` as offered."""
         ranks = sorted(self._said(stop))
         mine = json.dumps({"ranks": ranks, "multiplier": multiplier.tolist()})
         text = self._store.compare_set(self._key("decision", stop), "", mine)
@@ -95,6 +146,19 @@ class Agreement:
             )
         return torch.tensor(decision["multiplier"], dtype=multiplier.dtype)
 
+    def furthest_state(self, updates: int, state: dict[str, Any]) -> dict[str, Any] | None:
+        """A collective, to be called on all ranks."""
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, updates)
+        source = counts.index(max(counts))
+        box = [state if dist.get_rank() == source else None]
+        dist.broadcast_object_list(box, src=source)
+        if box[0] is None:
+            raise RuntimeError(
+                f"got no scheduler state from rank {source}, expected one: call synchronize() on all ranks"
+            )
+        return box[0]
+
     def _said(self, stop: int) -> dict[int, list[tuple[int, float]]]:
         key = self._key("said", stop)
         if not self._store.check([key]):
@@ -106,13 +170,60 @@ class Agreement:
         return f"{self._epoch}/{stop}/{what}"
 
 
-def furthest_state(updates: int, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of the rank that has made the most updates; a collective, to be called on all ranks."""
-    counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, updates)
-    source = counts.index(max(counts))
-    box = [state if dist.get_rank() == source else None]
-    dist.broadcast_object_list(box, src=source)
-    if box[0] is None:
-        raise RuntimeError(f"got no scheduler state from rank {source}, expected one: call synchronize() on all ranks")
-    return box[0]
+class Ranks:
+    """The talk of a scheduler that may be made before its process group.
+
+    Schedulers are paired by the order in which they look for each other: when they are made, if the process group
+    exists by then, else at their first updates. It is the same on all ranks that train one model.
+
+    Args:
+        distributed: False where the ranks of a process group train different models.
+
+    Attributes:
+        published: stop and losses that were said last, `{"stop": …, "losses": …}`; None before. A checkpoint
+            between the last two updates of an interval keeps it, and `resume` says it again.
+    """
+
+    def __init__(self, distributed: bool) -> None:
+        self.distributed = distributed
+        self.published: dict[str, Any] | None = None
+        self._talk: Talk | None = _other_ranks() if distributed else Alone()
+
+    @property
+    def talk(self) -> Talk:
+        """With the other ranks, from the first call on the same; alone where there are none."""
+        if self._talk is None:
+            self._talk = _other_ranks() or Alone()
+        return self._talk
+
+    def publish(self, stop: int, updates: int, log: LossLog) -> None:
+        """Say the losses before and of the coming update, for the decision at `stop`."""
+        if not isinstance(self.talk, Alone):
+            losses = mean_by_update(*log.take(updates + 1))
+            self.published = {"stop": stop, "losses": losses}
+            self.talk.publish(stop, losses)
+
+    def restart(self) -> None:
+        """Begin a new run."""
+        self.published = None
+        if self._talk is not None:
+            self._talk.restart()
+
+    def resume(self, published: dict[str, Any] | None, stop: int | None) -> None:
+        """Continue from a checkpoint that had `published` on the way to a decision at `stop`."""
+        self.talk.restart()
+        self.published = published
+        if published is not None and published["stop"] == stop:
+            self.talk.publish(published["stop"], published["losses"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks for its own counterparts."""
+        return {**self.__dict__, "_talk": None if self.distributed else Alone()}
+
+
+def _other_ranks() -> Agreement | None:
+    """The agreement with the other ranks; None where there are none yet."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    return Agreement(dist.PrefixStore(f"metalr/{next(_numbers)}", store), dist.get_rank())

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metalr.schedulers.clock import check_horizon
 from metalr.schedulers.param_groups import (
     adopt_new_groups,
-    check_horizon,
     check_state,
     numbers_like,
     restore_lr,

@@ -64,9 +64,9 @@ class ObservationState(NamedTuple):
     cosine_mean: Tensor
 
 
-def initial_state(num_runs: int, num_groups: int, like: Tensor) -> ObservationState:
-    """The memory before the first interval, in the dtype and on the device of `like`."""
-    unknown = torch.full((num_runs, num_groups), torch.nan, dtype=like.dtype, device=like.device)
+def initial_state(like: Tensor) -> ObservationState:
+    """The memory before the first interval, in the shape `(num_runs, num_groups)`, dtype and device of `like`."""
+    unknown = torch.full_like(like, torch.nan)
     return ObservationState(*([unknown] * len(ObservationState._fields)))
 
 
@@ -148,6 +148,10 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         last_log_norm=_known(log_norm, state.last_log_norm),
         cosine_mean=_known(_COSINE_MEMORY * state.cosine_mean + (1.0 - _COSINE_MEMORY) * cosine, cosine),
     )
+    # Before the first interval the memory is NaN. A change from NaN would come out as 0 too, but by way of a NaN whose
+    # derivative poisons every gradient: the present value in its place gives the same 0.
+    loss_change = log_loss - _known(state.last_log_loss, log_loss)
+    gradient_change = log_norm - _known(state.last_log_norm, log_norm)
     loss_total = log_loss - new.first_log_loss
     exploded = torch.where(loss_total > math.log(EXPLODED_AT), one, stats.exploded[:, None])
     step_square = (stats.num_losses * (stats.num_losses * stats.num_losses - 1.0) / 12.0).clamp(min=1e-6)
@@ -156,13 +160,13 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
     named = {
         "update_ratio": _update_ratio_feature(stats.update_ratio),
         "loss_total": soft(loss_total, 1.0),
-        "loss_change": soft(log_loss - state.last_log_loss, 0.1),
+        "loss_change": soft(loss_change, 0.1),
         "loss_over_best": soft(log_loss - new.best_log_loss, 0.1),
         "loss_slope": soft(slope, 3.0)[:, None],
         "loss_noise": ((stats.log_loss_noise.log10() + 1.0) / 2.0).clamp(-1.0, 1.0)[:, None],
         "loss_exploded": exploded,
         "gradient_total": soft(log_norm - new.first_log_norm, 1.0),
-        "gradient_change": soft(log_norm - state.last_log_norm, 0.3),
+        "gradient_change": soft(gradient_change, 0.3),
         "gradient_cosine": cosine,
         "gradient_cosine_mean": new.cosine_mean,
         "has_history": one,

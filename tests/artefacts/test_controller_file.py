@@ -372,7 +372,7 @@ def test_two_thousand_forged_cards_are_refused_or_stay_in_bounds():
         except ValueError:  # anything else would be a defect
             continue
         accepted += 1
-        state = controller.init(4, 1, torch.ones(4, 1, dtype=torch.float64))
+        state = controller.init(torch.ones(4, 1, dtype=torch.float64))
         for progress in (0.0, 0.5, 1.0):
             multiplier, state = controller(observation, state)
             factor = multiplier * controller.schedule(progress)

@@ -328,7 +328,7 @@ def test_controls() -> None:
     replay = mean_replay(controller, multipliers)
     assert replay.multipliers == pytest.approx((2.0, 0.5))
     assert build_controller(json.loads(json.dumps(replay.config())), {}) == replay
-    state = replay.init(1, 1, torch.zeros(()))
+    state = replay.init(torch.zeros(1, 1))
     played = []
     for _ in range(3):
         value, state = replay(torch.zeros(1, 1, NUM_FEATURES), state)

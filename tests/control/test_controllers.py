@@ -72,7 +72,7 @@ def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64)
 
 
 def play(controller, seen: torch.Tensor) -> torch.Tensor:
-    state = controller.init(*seen.shape[1:3], seen)
+    state = controller.init(seen[0, ..., 0])
     result = []
     for observation in seen:
         multiplier, state = controller(observation, state)
@@ -124,7 +124,7 @@ def test_the_multiplier_is_positive_finite_and_of_the_shape_of_runs_and_groups(k
 @contract
 def test_a_call_is_pure(kind, build):
     controller, seen = build(), observations()
-    state = controller.init(3, 2, seen)
+    state = controller.init(seen.new_zeros(3, 2))
     for observation in seen:
         before = [leaf.clone() for leaf in leaves(state)]
         given = observation.clone()
@@ -139,7 +139,7 @@ def test_a_call_is_pure(kind, build):
 @contract
 def test_a_batch_is_its_runs_one_at_a_time(kind, build):
     controller, seen = build(), observations()
-    state = controller.init(3, 2, seen)
+    state = controller.init(seen.new_zeros(3, 2))
     single = [rows(state, run) for run in range(3)]
     for observation in seen:
         together, state = controller(observation, state)
@@ -150,8 +150,8 @@ def test_a_batch_is_its_runs_one_at_a_time(kind, build):
 
 @contract
 def test_a_state_is_of_tensors_so_that_a_run_can_be_resumed(kind, build):
-    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(build().init(1, 1, LIKE)))
-    assert "Generator" not in repr(build().init(1, 1, LIKE))
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(build().init(torch.zeros(1, 1, dtype=torch.float64))))
+    assert "Generator" not in repr(build().init(torch.zeros(1, 1, dtype=torch.float64)))
 
 
 @contract

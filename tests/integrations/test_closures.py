@@ -33,8 +33,8 @@ def test_lbfgs_asks_its_closure_many_times(monkeypatch):
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     scheduler = LearnedLR(optimizer, moderate_policy(), horizon=10)
     asked, measured, firsts = [], [], []
-    measure = scheduler._meter.before_last
-    monkeypatch.setattr(scheduler._meter, "before_last", lambda: (measured.append(len(asked)), measure()))
+    measure = scheduler.run.meter.before_last
+    monkeypatch.setattr(scheduler.run.meter, "before_last", lambda: (measured.append(len(asked)), measure()))
 
     def closure():
         optimizer.zero_grad()

@@ -158,7 +158,7 @@ def uneven(rank, counts, synchronize):
             if synchronize:
                 scheduler.synchronize()
         messages = [str(w.message) for w in caught]
-    return {"lrs": rates, "history": scheduler.history, "messages": messages, "updates": scheduler._updates}
+    return {"lrs": rates, "history": scheduler.history, "messages": messages, "updates": scheduler.updates}
 
 
 COUNTS = [((13, 18),), ((18, 13),), ((5, 5),), ((3, 17),), ((0, 17),), ((17, 1),)]

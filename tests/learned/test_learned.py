@@ -90,10 +90,9 @@ def test_meta_vector_round_trip_and_per_run_values():
 @pytest.mark.parametrize("policy", [MLPPolicy((8,)), GRUPolicy(5)])
 def test_untrained_policy_is_the_base_schedule(policy):
     controller = controller_of(policy)
-    like = torch.ones(3, 2, dtype=torch.float64)
     observation = torch.randn(3, 2, observations.NUM_FEATURES, dtype=torch.float64)
     observation[..., observations.FEATURE_NAMES.index("loss_exploded")] = 0.0
-    multiplier, _ = controller(observation, controller.init(3, 2, like))
+    multiplier, _ = controller(observation, controller.init(torch.zeros(3, 2, dtype=torch.float64)))
     assert bool((multiplier == 1.0).all())
 
 
@@ -101,8 +100,8 @@ def test_untrained_policy_is_the_base_schedule(policy):
 def test_policy_and_its_controller_act_alike(policy):
     randomise(policy)
     controller = controller_of(policy)
-    like = torch.ones(4, 2, dtype=torch.float64)
-    state, memory = controller.init(4, 2, like), torch.zeros(4, 2, policy.memory_size, dtype=torch.float64)
+    state = controller.init(torch.zeros(4, 2, dtype=torch.float64))
+    memory = torch.zeros(4, 2, policy.memory_size, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         observation = torch.rand(4, 2, observations.NUM_FEATURES, generator=generator, dtype=torch.float64)
@@ -119,7 +118,7 @@ def test_recurrent_controller_is_rebuilt_from_config_and_tensors():
     first = controller_of(policy)
     second = RecurrentPolicyController.build(first.config(), first.tensors())
     observation = torch.rand(2, 1, observations.NUM_FEATURES, dtype=torch.float64)
-    state = first.init(2, 1, observation[..., 0])
+    state = first.init(observation[..., 0])
     assert torch.equal(first(observation, state)[0], second(observation, state)[0])
     assert second.config() == first.config()
 

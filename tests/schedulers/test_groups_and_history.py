@@ -113,7 +113,8 @@ def test_the_history_does_not_grow_for_ever():
     training = Training()
     policy = random_policy(schedule=__import__("metalr.schedules", fromlist=["Constant"]).Constant())
     scheduler = LearnedLR(training.optimizer, policy, None, steps_per_action=2)
-    scheduler._rows.extend([scheduler._row()] * 2000)
+    for _ in range(2000):
+        scheduler.run.history.add(0, scheduler.run.state)
     assert len(scheduler.history) == 1000
 
 
@@ -134,7 +135,7 @@ def test_without_measuring_nothing_is_held():
     scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON, measure=False)
     for _ in range(HORIZON):
         training.update(scheduler)
-        assert scheduler._meter.buffers is None
+        assert scheduler.run.meter.buffers is None
     features = scheduler.explain()["features"]
     assert features["gradient_cosine"] == features["update_ratio"] == [0.0]
     assert features["loss_total"] != [0.0]
@@ -147,7 +148,7 @@ def test_measuring_holds_one_copy_and_only_between_the_last_two_updates():
     held = []
     for _ in range(HORIZON):
         training.update(scheduler)
-        buffers = scheduler._meter.buffers
+        buffers = scheduler.run.meter.buffers
         held.append(0 if buffers is None else sum(b.numel() for group in buffers for b in group))
     # Decisions fall at updates 5, 9, 14 and 18; their last update but one leaves a copy behind.
     assert [t for t, count in enumerate(held) if count] == [3, 7, 12, 16]
