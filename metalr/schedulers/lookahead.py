@@ -15,8 +15,7 @@ class ScheduleAhead:
         schedule: progress -> multiplier.
 
     Example:
-        >>> from metalr.schedules import Linear
-        >>> ScheduleAhead(Linear()).factor(5, horizon=10)
+        >>> ScheduleAhead(lambda progress: 1.0 - progress).factor(5, horizon=10)
         0.5
     """
 
