@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from metalr.reports.text_table import plain
+
 try:
     import tyro
 except ImportError as error:
@@ -230,10 +232,9 @@ class Tune:
             device=self.device,
             progress=progress_bar() if _interactive() else None,
         )
-        print(f"{self.criterion} loss  base LR  parameters")
-        for trial in sorted(result.trials, key=lambda trial: trial.score)[:5]:
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in trial.parameters.items())
-            print(f"{trial.score:<10.5g}  {trial.base_lr:<7.4g}  {shown}")
+        best = sorted(result.trials, key=lambda trial: trial.score)[:5]
+        rows = [(f"{trial.score:.5g}", f"{trial.base_lr:.4g}", _listed(trial.parameters)) for trial in best]
+        print(plain((f"{self.criterion} loss", "base LR", "parameters"), rows))
 
 
 @dataclass
@@ -256,10 +257,13 @@ class FindLR:
 
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         curve = find_lr(make_task(self.task, **changes), num_seeds=self.seeds)
-        print(f"suggestion  {curve.suggestion:.3g}")
-        print(f"steepest    {curve.steepest:.3g}")
-        print(f"lowest      {curve.lowest:.3g}  (beyond it the LR is too big)")
-        print(f"figure      {save_figure(curve, self.figure, self.task)}")
+        rows = {
+            "suggestion": f"{curve.suggestion:.3g}",
+            "steepest": f"{curve.steepest:.3g}",
+            "lowest": f"{curve.lowest:.3g}  (beyond it the LR is too big)",
+            "figure": str(save_figure(curve, self.figure, self.task)),
+        }
+        print(plain(None, rows.items()))
 
 
 @dataclass
@@ -276,34 +280,36 @@ class List:
         from metalr.tasks.catalog import TASKS
         from metalr.tasks.families import FAMILIES
 
-        _print_table("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
-        _print_table("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
-        _print_table("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
+        _print_section("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
+        _print_section("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
+        _print_section("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
         print("baselines\n  " + ", ".join(BASELINES))
         print("baselines from packages of their own: pip install 'metalr[optimizers]'")
         print("  " + ", ".join(OUTSIDE_BASELINES) + "\n")
-        _print_table("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
+        _print_section("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
         try:
             from metalr.envs.rewards import REWARDS
         except ImportError:
             print("rewards\n  (install 'metalr[rl]' to see them)\n")
         else:
-            _print_table("rewards", {name: reward.formula for name, reward in REWARDS.items()})
-        _print_table("features", {feature.name: feature.formula for feature in FEATURES})
+            _print_section("rewards", {name: reward.formula for name, reward in REWARDS.items()})
+        _print_section("features", {feature.name: feature.formula for feature in FEATURES})
         shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
         print("shipped controllers\n  " + (", ".join(shipped) or "none"))
+
+
+def _listed(parameters: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
+    )
 
 
 def _first_line(thing: Callable) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
 
-def _print_table(title: str, rows: dict[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    print(title)
-    for name, text in rows.items():
-        print(f"  {name:<{width}}  {text}")
-    print()
+def _print_section(title: str, rows: dict[str, str]) -> None:
+    print(f"{title}\n{plain(None, rows.items(), indent='  ')}\n")
 
 
 def _interactive() -> bool:

@@ -1,8 +1,14 @@
-"""A grid of cells with a title and notes, drawn as plain text, with rich, or as HTML. Knows nothing of records."""
+"""Tables as text.
+
+`plain` aligns a header and rows, and is all that a script needs. A `Grid` also has a title, notes and marked rows, and
+is drawn as plain text, with rich, or as HTML.
+"""
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 WIDTH = 100
@@ -27,9 +33,62 @@ class Grid:
     marked: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        wrong = [row for row in self.rows if len(row) != len(self.header)]
-        if wrong:
-            raise ValueError(f"got a row of {len(wrong[0])} cells, expected {len(self.header)}: {list(self.header)}")
+        _require_equal_lengths(self.header, self.rows)
+
+
+def plain(header: Sequence[str] | None, rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
+    """Aligned columns: numbers to the right, words to the left.
+
+    Floats have four significant digits and None is `-`; a caller that wants it otherwise passes strings.
+
+    Args:
+        header: column names; None for a table without a header line.
+        rows: as many cells as the header has, in every row.
+        indent: at the start of every line.
+
+    Raises:
+        ValueError: a row is longer or shorter than the header.
+
+    Example:
+        >>> print(plain(("name", "loss"), [("cosine", 0.5), ("constant", 12.0)]))
+        name      loss
+        cosine     0.5
+        constant    12
+    """
+    table = [list(row) for row in rows]
+    lines = [[_shown(cell) for cell in row] for row in table]
+    if header is not None:
+        lines.insert(0, list(header))
+    if not lines:
+        return ""
+    _require_equal_lengths(lines[0], lines[1:])
+    numeric = [all(isinstance(row[i], (int, float, NoneType)) for row in table) for i in range(len(lines[0]))]
+    return "\n".join(indent + line for line in _aligned(lines, numeric))
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _require_equal_lengths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    wrong = [row for row in rows if len(row) != len(header)]
+    if wrong:
+        raise ValueError(f"got a row of {len(wrong[0])} cells, expected {len(header)}: {list(header)}")
+
+
+def _aligned(lines: Sequence[Sequence[str]], to_the_right: Sequence[bool], width: float = math.inf) -> list[str]:
+    """Cells padded to columns, which move closer where a line would be wider than `width`."""
+    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    gap = "  " if sum(sizes) + 2 * (len(sizes) - 1) <= width else " "
+    return [
+        gap.join(
+            cell.rjust(size) if right else cell.ljust(size)
+            for cell, size, right in zip(line, sizes, to_the_right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def as_text(grid: Grid, width: int = WIDTH) -> str:
@@ -42,16 +101,9 @@ def as_text(grid: Grid, width: int = WIDTH) -> str:
         --------  ----
           cosine   0.5
     """
-    names = [f"{'* ' if index in grid.marked else '  '}{row[0]}" for index, row in enumerate(grid.rows)]
-    columns = [[grid.header[0], *names]]
-    columns += [[grid.header[i], *(row[i] for row in grid.rows)] for i in range(1, len(grid.header))]
-    sizes = [max(map(len, column)) for column in columns]
-    gap = "  " if sum(sizes) + 2 * (len(sizes) - 1) <= width else " "
-    lines = []
-    for cells in zip(*columns, strict=True):
-        padded = [cells[0].ljust(sizes[0]), *(c.rjust(s) for c, s in zip(cells[1:], sizes[1:], strict=True))]
-        lines.append(gap.join(padded).rstrip())
-    lines.insert(1, gap.join("-" * size for size in sizes))
+    rows = [[f"{'* ' if i in grid.marked else '  '}{row[0]}", *row[1:]] for i, row in enumerate(grid.rows)]
+    rule = ["-" * max(map(len, column)) for column in zip(grid.header, *rows, strict=True)]
+    lines = _aligned([grid.header, rule, *rows], [False, *[True] * (len(grid.header) - 1)], width)
     return "\n".join([grid.title, *lines, *(line for note in grid.notes for line in wrap(note, width))])
 
 

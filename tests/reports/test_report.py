@@ -155,6 +155,20 @@ def test_plain_grid() -> None:
         Grid("", ["a", "b"], [["1"]])
 
 
+def test_plain_aligns_numbers_to_the_right_and_words_to_the_left() -> None:
+    rows = [("cosine", 0.123456, None, "a"), ("wsd", 12, 3.0, "long")]
+    assert text_table.plain(("name", "loss", "low", "note"), rows, indent="  ").splitlines() == [
+        "  name      loss  low  note",
+        "  cosine  0.1235    -  a",
+        "  wsd         12    3  long",
+    ]
+    assert text_table.plain(None, {"a": "b c", "long": "d"}.items()) == "a     b c\nlong  d"
+    assert text_table.plain(("name", "loss"), []) == "name  loss"
+    assert text_table.plain(None, []) == ""
+    with pytest.raises(ValueError, match=r"got a row of 1 cells, expected 2: \['name', 'loss'\]"):
+        text_table.plain(("name", "loss"), [("cosine",)])
+
+
 def test_html_escapes() -> None:
     assert "<script>" not in text_table.as_html(Grid("<script>", ["<script>"], [["<script>"]], ["<script>"]))
 
