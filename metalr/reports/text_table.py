@@ -7,11 +7,31 @@ is drawn as plain text, with rich, or as HTML.
 import html
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
 WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A cell with a value and its interval, which a narrow table puts on a line of its own or leaves out.
+
+    Example:
+        >>> str(Estimate("1.06", "1.03", "1.07"))
+        '1.06 [1.03, 1.07]'
+    """
+
+    value: str
+    low: str
+    high: str
+
+    def __str__(self) -> str:
+        return f"{self.value} [{self.low}, {self.high}]"
+
+
+Cell = str | Estimate
 
 
 @dataclass(frozen=True)
@@ -21,14 +41,14 @@ class Grid:
     Attributes:
         title: one line above it.
         header: column names; the first column is left-aligned, the others right.
-        rows: as many cells as the header has, in every row.
+        rows: as many cells as the header has, in every row; the first one is a string.
         notes: sentences below it.
         marked: indices of rows to stand out.
     """
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
     marked: frozenset[int] = field(default_factory=frozenset)
 
@@ -72,7 +92,7 @@ def _shown(cell: object) -> str:
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
-def _require_equal_lengths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _require_equal_lengths(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     wrong = [row for row in rows if len(row) != len(header)]
     if wrong:
         raise ValueError(f"got a row of {len(wrong[0])} cells, expected {len(header)}: {list(header)}")
@@ -92,7 +112,10 @@ def _aligned(lines: Sequence[Sequence[str]], to_the_right: Sequence[bool], width
 
 
 def as_text(grid: Grid, width: int = WIDTH) -> str:
-    """Plain text. Marked rows have a star. Columns move closer where the grid would be wider than `width`.
+    """Plain text, no wider than `width` if that can be.
+
+    Marked rows have a star. Where the grid is too wide, columns move closer, then intervals get lines of their own, and
+    at last they are left out.
 
     Example:
         >>> print(as_text(Grid("Losses", ["name", "loss"], [["cosine", "0.5"]])))
@@ -101,7 +124,35 @@ def as_text(grid: Grid, width: int = WIDTH) -> str:
         --------  ----
           cosine   0.5
     """
-    rows = [[f"{'* ' if i in grid.marked else '  '}{row[0]}", *row[1:]] for i, row in enumerate(grid.rows)]
+    layouts = [grid]
+    if any(isinstance(cell, Estimate) for row in grid.rows for cell in row):
+        layouts += [_intervals_below(grid), _without_intervals(grid)]
+    drawn = [_drawn(layout, width) for layout in layouts]
+    return next((text for text in drawn if max(map(len, text.splitlines())) <= width), drawn[-1])
+
+
+def _intervals_below(grid: Grid) -> Grid:
+    rows: list[list[str]] = []
+    marked: set[int] = set()
+    for index, row in enumerate(grid.rows):
+        marked |= {len(rows)} if index in grid.marked else set()
+        rows.append([_value(cell) for cell in row])
+        if any(isinstance(cell, Estimate) for cell in row):
+            rows.append([f"{cell.low}–{cell.high}" if isinstance(cell, Estimate) else "" for cell in row])
+    return replace(grid, rows=rows, marked=frozenset(marked))
+
+
+def _without_intervals(grid: Grid) -> Grid:
+    left_out = "Intervals are in the HTML report: they are too wide for this one."
+    return replace(grid, rows=[[_value(cell) for cell in row] for row in grid.rows], notes=[*grid.notes, left_out])
+
+
+def _value(cell: Cell) -> str:
+    return cell.value if isinstance(cell, Estimate) else cell
+
+
+def _drawn(grid: Grid, width: int) -> str:
+    rows = [[f"{'* ' if i in grid.marked else '  '}{row[0]}", *map(str, row[1:])] for i, row in enumerate(grid.rows)]
     rule = ["-" * max(map(len, column)) for column in zip(grid.header, *rows, strict=True)]
     lines = _aligned([grid.header, rule, *rows], [False, *[True] * (len(grid.header) - 1)], width)
     return "\n".join([grid.title, *lines, *(line for note in grid.notes for line in wrap(note, width))])
@@ -131,7 +182,7 @@ def as_rich(grid: Grid) -> Any:
     for index, name in enumerate(grid.header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for index, row in enumerate(grid.rows):
-        table.add_row(*map(Text, row), style="bold cyan" if index in grid.marked else "")
+        table.add_row(*(Text(str(cell)) for cell in row), style="bold cyan" if index in grid.marked else "")
     return Group(table, *(Text(note, style="dim") for note in grid.notes))
 
 
@@ -140,7 +191,7 @@ def as_html(grid: Grid) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in grid.header)
     body = "\n".join(
         f"<tr{' class=marked' if index in grid.marked else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
         + "</tr>"
         for index, row in enumerate(grid.rows)
     )
