@@ -13,9 +13,10 @@ from metalr import schedules
 from metalr.compare import comparison, results, selection
 from metalr.compare.ablations import ablations_of, mean_replay, untrained
 from metalr.compare.batches import batches_of, train_batch
-from metalr.compare.catalog import get_contender
+from metalr.compare.catalog import CONTENDERS, get_contender
 from metalr.compare.comparison import compare, load
 from metalr.compare.contenders import Contender, Kind, LearnedContender, of_schedule
+from metalr.compare.plan import Plan
 from metalr.compare.run_record import NO_TRIAL, PlannedRun, RunRecord
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings, trials_of
@@ -395,6 +396,25 @@ def test_a_users_function_is_compared_like_any_other(tmp_path: Path) -> None:
     found = compare(student(), tmp_path / "run", settings, more_contenders=[own])
     by_name = {row.contender: row for row in results.result_table(found.records, "teacher-student", Criterion.TRAIN)}
     assert by_name["own"].median == pytest.approx(by_name["linear"].median, rel=1e-6)
+
+
+def test_a_contender_of_the_users_keeps_its_name_among_the_wrong_bases(tmp_path: Path) -> None:
+    own = of_schedule("cosine", schedules.Constant())
+    settings = replace(SMALL, contenders=("linear",), wrong_base=("cosine",), factors=(1.0,), draws=1)
+    plan = Plan([student()], settings, {}, {}, [own])
+    assert plan.contenders(student())["cosine"] is own
+
+
+def test_none_is_all() -> None:
+    every = Plan([student()], replace(SMALL, contenders=None, wrong_base=None), {}, {}, [])
+    assert [contender.name for contender in every.tuned] == list(CONTENDERS)
+    assert every.wrong == every.tuned
+    assert Plan([student()], replace(SMALL, contenders=()), {}, {}, []).tuned == []
+
+
+def test_no_contenders_is_not_all(done: comparison.Comparison) -> None:
+    rows = results.wrong_base_table(done.records, "teacher-student", contenders=[])
+    assert [row.contender for row in rows] == ["tuned cosine", "tuned best"]
 
 
 def test_progress_counts_every_run(tmp_path: Path) -> None:

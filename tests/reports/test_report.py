@@ -13,6 +13,7 @@ import pytest
 
 from metalr.compare import results, selection
 from metalr.compare.comparison import Comparison, compare, load
+from metalr.compare.contenders import Kind
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
 from metalr.compare.statistics import Interval
@@ -63,6 +64,20 @@ def test_the_demos_table(done: Comparison) -> None:
     assert all(f"x{factor:g}" in text for factor in SETTINGS.factors)
     grid = tables.wrong_base_grid(done, "teacher-student", shown=tables.OVER_COSINE)
     assert str(grid.rows[0][1]) == "1.000 [1.000, 1.000]"
+
+
+def test_the_committed_demo_reads_as_it_was_printed() -> None:
+    """The tables of the README come from these records, which were written before some words changed."""
+    folder = Path(__file__).parents[2] / "experiments" / "records" / "demo"
+    demo, printed = load(folder), (folder / "output.txt").read_text()
+    (task,) = demo.tasks
+    for criterion in Criterion:
+        assert text_table.as_text(tables.result_grid(demo, task, criterion)) in printed
+    learned = [name for name, kind in selection.kinds_of(demo.records).items() if kind is Kind.LEARNED]
+    shown = ["cosine", *learned, "state-blind policy", f"{learned[0]}: random policy"]
+    table, _ = report.wrong_base_text(demo, contenders=shown).split("interquartile mean")
+    assert len(table.splitlines()) == 3 + 2 * (2 + len(shown))
+    assert table in printed
 
 
 def test_edges_are_said(done: Comparison) -> None:
@@ -158,6 +173,22 @@ def test_plain_grid() -> None:
     ]
     with pytest.raises(ValueError, match="got a row of 1 cells"):
         Grid("", ["a", "b"], [["1"]])
+
+
+def test_a_wide_grid_puts_intervals_below_or_leaves_them_out() -> None:
+    rows = [["a", Estimate("1", "0.5", "2.25")], ["b", "-"]]
+    grid = Grid("Losses", ["name", "loss"], rows, ["Note."], frozenset({1}))
+    assert text_table.as_text(grid, 24).splitlines()[3:] == ["  a   1 [0.5, 2.25]", "* b               -", "Note."]
+    assert text_table.as_text(grid, 14).splitlines()[3:] == [
+        "  a          1",
+        "      0.5–2.25",
+        "* b          -",
+        "Note.",
+    ]
+    narrow = text_table.as_text(grid, 12).splitlines()
+    assert narrow[3:6] == ["  a      1", "* b      -", "Note."]
+    assert narrow[6] == "Intervals"
+    assert max(map(len, narrow)) <= 12
 
 
 def test_plain_aligns_numbers_to_the_right_and_words_to_the_left() -> None:
