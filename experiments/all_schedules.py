@@ -135,9 +135,10 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
                     "iqm_high": row.iqm.high,
                     "worst_decile": row.worst_decile,
                     "over_best": row.over_best.value,
-                    "test_metric": row.test_metric,
                     "steps_to_target": time.median if time else math.inf,
                 }
+                if row.test_metric is not None:
+                    numbers["test_metric"] = row.test_metric
                 rows.append(
                     {
                         "experiment": "all_schedules",

@@ -112,7 +112,7 @@ class Export:
 class Compare:
     """Compare schedules and controllers: equal budgets, fresh seeds, two tables that never mix.
 
-    Writes records, a figure and one HTML report into the folder; stopped, it goes on where it was.
+    Writes records, a figure and one HTML report into the folder; the same command resumes a stopped comparison.
     """
 
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ("mnist1d-mlp",)

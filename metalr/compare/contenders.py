@@ -99,11 +99,11 @@ class Contender(ABC):
         return True
 
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
-        """What runs must have in common to share a batch: the inner optimizer and the number of decisions."""
+        """Runs of equal keys can share a batch: they have one inner optimizer and one number of decisions."""
         return self.optimizer(parameters, task.optimizer), self.controller(parameters, task.horizon).decisions
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able: what its records depend on, as far as that can be written."""
+        """Everything that its records depend on, JSON-able, as far as it can be written."""
         space = {name: tunable.values for name, tunable in self.space.items()}
         return {"kind": self.kind, "about": self.about, "space": space, "defaults": self.defaults}
 
@@ -120,7 +120,7 @@ class Contender(ABC):
         random.Random(f"{seed} {self.name}").shuffle(others)
         return [self.defaults, *others][:count]
 
-    def completed(self, parameters: Parameters) -> dict[str, Any]:
+    def _completed(self, parameters: Parameters) -> dict[str, Any]:
         """The parameters with defaults for the missing ones.
 
         Raises:
@@ -152,7 +152,7 @@ class ScheduleContender(Contender):
 
     def schedule(self, parameters: Parameters) -> Schedule:
         """The schedule at these parameters; missing ones have their defaults."""
-        return self.factory(**self.completed(parameters))
+        return self.factory(**self._completed(parameters))
 
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(self.schedule(parameters), _decisions(horizon))
@@ -176,7 +176,7 @@ class RuleContender(Contender):
     factory: Callable[..., ReactiveRule]
 
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
-        return replace(self.factory(**self.completed(parameters)), decisions=_decisions(horizon))
+        return replace(self.factory(**self._completed(parameters)), decisions=_decisions(horizon))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "defaults": self.controller({}, horizon=100).config()}
@@ -197,7 +197,7 @@ class WrapperContender(Contender):
         return ScheduleController(Constant(), _decisions(horizon))
 
     def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
-        return self.factory(inner=inner, **self.completed(parameters))
+        return self.factory(inner=inner, **self._completed(parameters))
 
     def fits(self, task: Task) -> bool:
         return _trains_weights(task)

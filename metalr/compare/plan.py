@@ -69,15 +69,14 @@ class Plan:
 
     def contenders(self, task: Task) -> dict[str, Contender]:
         """Everyone who may have runs on a task, by name."""
-        own = (*self.tuned, *self.learned, *self.ablations, *self.wrong, *self.targets, *self.replays[task.name])
-        return {contender.name: contender for contender in own}
+        return {contender.name: contender for contender in (*self._everyone(), *self.replays[task.name])}
 
     def describe(self) -> dict[str, Any]:
         """Everything that the records depend on, for config.json."""
         return {
             **asdict(self.settings),
             "tasks": {task.name: describe_task(task) for task in self.tasks},
-            "described": {c.name: c.describe() for c in (*self.tuned, *self.learned, *self.ablations)},
+            "described": {c.name: c.describe() for c in self._everyone()},
         }
 
     def tuning_runs(self, task: Task) -> list[PlannedRun]:
@@ -120,6 +119,10 @@ class Plan:
             episode = run_episode(contender.learned, runs, seeds, base_lr, splits=())
             replay = mean_replay(contender.learned, episode.multipliers)
             self.replays[task.name].append(Ablation(name=f"{contender.name}: replay", variant=replay))
+
+    def _everyone(self) -> list[Contender]:
+        """All but the replays; a contender may be named twice."""
+        return [*self.tuned, *self.learned, *self.ablations, *self.wrong, *self.targets]
 
     def _searched(self, task: Task) -> list[Contender]:
         learned = self.learned if self.settings.tune_controllers else []

@@ -22,7 +22,7 @@ _DASHES = {Kind.ABLATION: (0, (4, 2)), Kind.TARGET: (0, (1, 1.5))}
 MAX_LINES = 8
 
 
-def _pyplot() -> Any:
+def _figure_class() -> Any:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    figure = _pyplot()(figsize=(5.2 * count + 2.0, height), layout="constrained")
+    figure = _figure_class()(figsize=(5.2 * count + 2.0, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -91,8 +91,8 @@ class WrongBaseColumn:
     """A number that the table of wrong base LRs can show for each contender and factor.
 
     Attributes:
-        title: of the table, after the split whose losses it reads.
-        statistic: a sentence about the number.
+        title: of the table; `{split}` stands for the split whose losses are read.
+        statistic: the number in words, for the note below the table.
         of: its interval in a row; None where it does not exist.
         show: how the number is written.
         with_failures: whether the table lists failed runs.
