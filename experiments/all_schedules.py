@@ -1,6 +1,6 @@
 """Which classic schedule is best on which shipped task, and how much does the choice matter once each is tuned?
 
-Every entry of `BASELINES` (schedules, reactive rules, hypergradient descent, Lookahead) on every shipped task that
+Every entry of `CONTENDERS` (schedules, reactive rules, hypergradient descent, Lookahead) on every shipped task that
 needs no download, with the same number of trials over the same LR grid, reported on fresh seeds, in two tables that
 never mix, with four optimizers setting each task's target.
 
@@ -36,8 +36,9 @@ import tyro
 
 from experiments.meta_records import FOLDER, figure_path, print_table, write_records
 from metalr.compare import results
-from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
-from metalr.compare.contenders import BASELINES
+from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.records import to_line
 from metalr.reports import figures, report
 from metalr.tasks.catalog import make_task
@@ -91,9 +92,9 @@ def tasks_of(args: Args) -> list[Task]:
 
 
 def settings_of(args: Args) -> Settings:
-    """Every baseline, each with the same number of trials."""
+    """Every contender, each with the same number of trials."""
     return Settings(
-        baselines=tuple(BASELINES),
+        contenders=None,
         num_lrs=args.num_lrs,
         draws=args.draws,
         tuning_seeds=args.tuning_seeds,
@@ -122,21 +123,37 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each task, table and contender."""
     rows = []
     for task in comparison.tasks:
-        times = {row["contender"]: row for row in results.time_table(comparison.records, comparison.curves, task)}
-        for criterion in ("train", "valid"):
+        times = {row.contender: row for row in results.time_table(comparison.records, comparison.curves, task)}
+        for criterion in Criterion:
             for row in results.result_table(comparison.records, task, criterion):
-                time = times.get(row["contender"], {})
-                finite = {key: value for key, value in row.items() if not isinstance(value, (tuple, list))}
+                time = times.get(row.contender)
+                numbers = {
+                    "base_lr": row.base_lr,
+                    "median": row.median,
+                    "iqm": row.iqm.value,
+                    "iqm_low": row.iqm.low,
+                    "iqm_high": row.iqm.high,
+                    "worst_decile": row.worst_decile,
+                    "over_best": row.over_best.value,
+                    "steps_to_target": time.median if time else math.inf,
+                }
+                if row.test_metric is not None:
+                    numbers["test_metric"] = row.test_metric
                 rows.append(
                     {
                         "experiment": "all_schedules",
                         "task": task,
                         "chosen_on": criterion,
-                        **{k: _plain(v) for k, v in finite.items()},
-                        "over_best": _plain(row["over_best"].value),
-                        "edges": row["edges"],
-                        "steps_to_target": _plain(time.get("median", math.inf)),
-                        "reached_target": time.get("reached", 0.0),
+                        "contender": row.contender,
+                        "kind": row.kind,
+                        "trials": row.trials,
+                        "parameters": row.parameters,
+                        **{name: _plain(number) for name, number in numbers.items()},
+                        "reached_target": time.reached if time else 0.0,
+                        "num_runs": row.num_runs,
+                        "diverged": row.diverged,
+                        "no_progress": row.no_progress,
+                        "edges": row.edges,
                     }
                 )
     return rows
@@ -172,7 +189,9 @@ def main(args: Args) -> None:
     write_records("all_schedules", rows, args.smoke)
     if not args.smoke:
         target = FOLDER / "records" / "all_schedules-runs.jsonl.gz"
-        target.write_bytes(gzip.compress("".join(map(to_line, found.records)).encode(), mtime=0))
+        target.write_bytes(
+            gzip.compress("".join(to_line(record.to_json()) for record in found.records).encode(), mtime=0)
+        )
     figures.profile_figure(found, contenders=_SHOWN).savefig(figure_path("all_schedules", args.smoke), dpi=110)
     report.html(found, args.folder / "report.html")
     # On the quadratic of the older literature every tuned schedule reaches 0, so a ratio says nothing there.

@@ -29,8 +29,9 @@ from metalr.agents.pes import PES, Turns
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import Budget
 from metalr.artefacts.controller_file import load_controller, save_controller
-from metalr.compare.comparison import Settings, compare
+from metalr.compare.comparison import compare
 from metalr.compare.results import wrong_base_table
+from metalr.compare.settings import Settings
 from metalr.control.actions import ActionSpec
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.learned.export import controller_of
@@ -102,14 +103,13 @@ def show(task: str, args: Args) -> list[dict]:
     """Compare all controllers on one task; one record for each contender and base LR."""
     controllers = {name: load_controller(args.folder / f"{name}.safetensors") for name in LEARNERS}
     small = {"num_lrs": 3, "tuning_seeds": 1, "report_seeds": 2} if args.smoke else {}
-    settings = Settings(baselines=("cosine", "linear", "wsd"), wrong_base=("cosine",), controls=False, **small)
+    settings = Settings(contenders=("cosine", "linear", "wsd"), wrong_base=("cosine",), ablations=False, **small)
     folder = args.folder / f"compare-{task}"
     comparison = compare(make_task(task, horizon=200), folder, settings, controllers=controllers)
     rows = []
     for row in wrong_base_table(comparison.records, task):
-        loss = row["loss"]
-        record = {"task": task, "contender": row["contender"], "factor": row["factor"], "train_loss": loss.value}
-        more = {"low": loss.low, "high": loss.high, "runs": row["num_runs"], "diverged": row["diverged"]}
+        record = {"task": task, "contender": row.contender, "factor": row.factor, "train_loss": row.loss.value}
+        more = {"low": row.loss.low, "high": row.loss.high, "runs": row.num_runs, "diverged": row.diverged}
         rows.append({**record, **more})
     return rows
 

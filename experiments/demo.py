@@ -3,7 +3,7 @@
     python -m experiments.demo                   # what `make demo` runs: one training seed, about two minutes
     python -m experiments.demo --seeds 0 1 2     # the table of the README
 
-A PPO controller and a state-blind control are trained on batched runs of a small network on MNIST-1D, whose base LR
+A PPO controller and a state-blind ablation are trained on batched runs of a small network on MNIST-1D, whose base LR
 is wrong by up to ten times either way. The controller is exported to one file, used in a plain PyTorch loop without
 any RL library, and compared with eight classic schedules that are each tuned over the same grid of LRs.
 
@@ -16,7 +16,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -24,9 +23,11 @@ import tyro
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
-from metalr.compare.comparison import Settings, compare, progress_bar
+from metalr.compare.comparison import compare, progress_bar
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.reports import report
+from metalr.reports import report, text_table
 from metalr.reports.tables import result_grid
 from metalr.schedules import Linear
 from metalr.tasks.catalog import make_task
@@ -101,14 +102,13 @@ def main(args: Args) -> None:
         args.folder / ("compare-" + "-".join(map(str, args.seeds))),
         Settings(wrong_base=("cosine",), **({"num_lrs": 5, "report_seeds": 3} if args.smoke else {})),
         controllers={name: load_controller(path) for name, path in files.items()},
-        controls={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
+        ablations={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
         progress=progress_bar() if sys.stdout.isatty() else None,
     )
     task = comparison.tasks[0]
     random = [f"{name}: random policy" for name in files][:1]
-    criteria: tuple[Literal["train", "valid"], ...] = ("train", "valid")
-    for criterion in criteria:
-        print(report.grid_text(result_grid(comparison, task, criterion)), end="\n\n")
+    for criterion in Criterion:
+        print(text_table.as_text(result_grid(comparison, task, criterion)), end="\n\n")
     print(report.wrong_base_text(comparison, contenders=["cosine", *files, BLIND, *random]))
     picture = report.repair_figure(comparison, args.folder / "demo.png", next(iter(files)))
     page = report.html(comparison, args.folder / "report.html")

@@ -25,9 +25,11 @@ import torch
 import tyro
 
 from experiments.meta_records import print_table, write_records
-from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
-from metalr.compare.contenders import OUTSIDE_BASELINES
+from metalr.compare.catalog import EXTERNAL_CONTENDERS
+from metalr.compare.comparison import Comparison, compare, progress_bar
 from metalr.compare.results import result_table
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.tasks.catalog import make_task
 
 _SCHEDULES = ("constant", "cosine", "wsd-linear")
@@ -56,14 +58,14 @@ class Args:
 
 
 def settings_of(args: Args) -> Settings:
-    """The schedules and the outside optimizers, each with the same number of trials."""
+    """The schedules and the external optimizers, each with the same number of trials."""
     return Settings(
-        baselines=(*_SCHEDULES, *OUTSIDE_BASELINES),
+        contenders=(*_SCHEDULES, *EXTERNAL_CONTENDERS),
         num_lrs=args.num_lrs,
         tuning_seeds=args.tuning_seeds,
         report_seeds=args.report_seeds,
         factors=(1.0,),
-        wrong_base=tuple(OUTSIDE_BASELINES),
+        wrong_base=tuple(EXTERNAL_CONTENDERS),
         targets=True,
     )
 
@@ -72,33 +74,33 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
     """A record for each task, table and contender; `untuned` is the loss at the recommended LR."""
     rows = []
     for task in comparison.tasks:
-        for criterion in ("train", "valid"):
-            untuned = _untuned(comparison, task, "train_loss" if criterion == "train" else "test_loss")
+        for criterion in Criterion:
+            untuned = _untuned(comparison, task, criterion)
             for row in result_table(comparison.records, task, criterion):
                 rows.append(
                     {
                         "experiment": "schedule_free",
                         "task": task,
                         "chosen_on": criterion,
-                        "contender": row["contender"],
-                        "kind": row["kind"],
-                        "base_lr": row["base_lr"],
-                        "iqm": row["iqm"],
-                        "low": row["iqm_low"],
-                        "high": row["iqm_high"],
-                        "over_best": row["over_best"].value,
-                        "untuned": untuned.get(row["contender"]),
+                        "contender": row.contender,
+                        "kind": row.kind,
+                        "base_lr": row.base_lr,
+                        "iqm": row.iqm.value,
+                        "low": row.iqm.low,
+                        "high": row.iqm.high,
+                        "over_best": row.over_best.value,
+                        "untuned": untuned.get(row.contender),
                     }
                 )
     return rows
 
 
-def _untuned(comparison: Comparison, task: str, loss: str) -> dict[str, float]:
-    """Median loss of the outside optimizers at the LR that their packages recommend."""
+def _untuned(comparison: Comparison, task: str, criterion: Criterion) -> dict[str, float]:
+    """Median loss of the external optimizers at the LR that their packages recommend."""
     found: dict[str, list[float]] = {}
     for record in comparison.records:
-        if record["task"] == task and record["phase"] == "wrong-base":
-            found.setdefault(record["contender"], []).append(record[loss])
+        if record.task == task and record.phase == "wrong-base":
+            found.setdefault(record.contender, []).append(record.loss(criterion.reported_on))
     return {name: float(torch.tensor(values, dtype=torch.float64).quantile(0.5)) for name, values in found.items()}
 
 

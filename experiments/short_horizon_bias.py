@@ -29,7 +29,8 @@ from scipy.optimize import minimize_scalar
 
 from experiments.meta_records import figure_path, print_table, write_records
 from experiments.noisy_quadratic import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
-from metalr.compare.contenders import BASELINES, Baseline
+from metalr.compare.catalog import SCHEDULE_CONTENDERS
+from metalr.compare.contenders import ScheduleContender
 
 # The search follows this many groups of the slow directions in place of each one; the result does not.
 _GROUPS = 60
@@ -70,11 +71,11 @@ def search_losses(lrs: np.ndarray) -> np.ndarray:
     return 0.5 * moments @ (weight * curvature)
 
 
-def tune(baseline: Baseline, horizon: int, args: Args) -> dict[str, Any]:
+def tune(contender: ScheduleContender, horizon: int, args: Args) -> dict[str, Any]:
     """The best LR and parameters of one schedule: a grid over both, then the LR refined on the exact loss."""
     progress = torch.arange(horizon, dtype=torch.float64) / horizon
-    settings = baseline.settings(args.max_settings)
-    shapes = np.stack([baseline.build(setting)(progress).numpy() for setting in settings])  # (settings, horizon)
+    settings = contender.settings(args.max_settings)
+    shapes = np.stack([contender.schedule(setting)(progress).numpy() for setting in settings])  # (settings, horizon)
     peaks = np.geomspace(0.02, CAP, args.num_lrs)
     # Noise may lift a multiplier above 1; the cap holds for every LR.
     tables = np.minimum(peaks[None, :, None] * shapes[:, None], CAP)  # (settings, num_lrs, horizon)
@@ -104,10 +105,9 @@ def rows_of(horizon: int, args: Args) -> list[dict[str, Any]]:
             "parameters": {},
         },
     }
-    for name, baseline in BASELINES.items():
-        if baseline.kind == "schedule":
-            found[name] = tune(baseline, horizon, args)
-            print(f"T = {horizon}: {name} {found[name]['loss']:.6f}", flush=True)
+    for name, contender in SCHEDULE_CONTENDERS.items():
+        found[name] = tune(contender, horizon, args)
+        print(f"T = {horizon}: {name} {found[name]['loss']:.6f}", flush=True)
     return [
         {
             "experiment": "short_horizon_bias",

@@ -18,8 +18,9 @@ import tyro
 
 from experiments.meta_records import print_table, write_records
 from metalr.artefacts.controller_file import load_controller
-from metalr.compare.comparison import Settings, compare, progress_bar
+from metalr.compare.comparison import compare, progress_bar
 from metalr.compare.results import wrong_base_table
+from metalr.compare.settings import Settings
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
@@ -53,28 +54,28 @@ def rows_of(label: str, task: Task, args: Args) -> list[dict]:
     small = {"num_lrs": 3, "tuning_seeds": 1} if args.smoke else {}
     factors = (0.1, 1.0, 10.0)
     seeds = 2 if args.smoke else args.seeds
-    settings = Settings(baselines=("cosine",), factors=factors, controls=False, report_seeds=seeds, **small)
+    settings = Settings(contenders=("cosine",), factors=factors, ablations=False, report_seeds=seeds, **small)
     slug = "".join(c if c.isalnum() else "-" for c in label)
     controllers = {Path(source).stem: load_controller(source) for source in args.controllers}
     folder = Path("runs") / f"{args.name}{'-smoke' if args.smoke else ''}" / slug
     comparison = compare(task, folder, settings, controllers=controllers)
     rows = []
     for row in wrong_base_table(comparison.records, comparison.tasks[0]):
-        if row["factor"] is not None:
-            loss, ratio = row["loss"], row["over_cosine"]
+        if row.factor is not None and row.over_cosine is not None:
+            ratio = row.over_cosine
             rows.append(
                 {
                     "experiment": args.name,
                     "task": label,
-                    "contender": row["contender"],
-                    "factor": row["factor"],
-                    "train_loss": loss.value,
+                    "contender": row.contender,
+                    "factor": row.factor,
+                    "train_loss": row.loss.value,
                     "over_tuned_cosine": ratio.value,
                     "low": ratio.low,
                     "high": ratio.high,
-                    "diverged": row["diverged"],
-                    "no_progress": row["no_progress"],
-                    "runs": row["num_runs"],
+                    "diverged": row.diverged,
+                    "no_progress": row.no_progress,
+                    "runs": row.num_runs,
                 }
             )
     return rows

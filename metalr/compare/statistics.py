@@ -1,7 +1,7 @@
 """Statistics of many runs: robust means, bootstrap intervals, paired comparisons, profiles. Pure numpy.
 
 Losses are the usual input: lower is better and a diverged run is infinite, unless an argument says otherwise.
-Every function here accepts infinities and gives no NaN for them. Knows nothing of tasks, schedules or files.
+Every function here accepts infinities and gives no NaN for them.
 """
 
 import math

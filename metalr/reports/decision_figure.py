@@ -6,7 +6,7 @@ from typing import Any
 from metalr.reports.figures import panels, plain_ticks
 from metalr.schedulers.learned_lr import LearnedLR
 
-# What a reader looks at first; the masks are only shown where one of them is asked for.
+# The features that say most; the masks are shown where they are asked for.
 SHOWN = ("loss_total", "loss_slope", "gradient_total", "gradient_cosine_mean", "update_ratio", "loss_exploded")
 
 

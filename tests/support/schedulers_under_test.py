@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from metalr.artefacts.controller_file import SHIPPED, load_controller
-from metalr.compare.contenders import BASELINES
+from metalr.compare.catalog import SCHEDULE_CONTENDERS
 from metalr.control.actions import ActionSpec
 from metalr.control.catalog import CONTROLLERS
 from metalr.control.controller import Controller
@@ -64,7 +64,7 @@ def controllers() -> dict[str, Controller]:
     return found | {f"shipped {path.stem}": load_controller(path) for path in SHIPPED.glob("*.safetensors")}
 
 
-SCHEDULES = {name: b.build(b.defaults) for name, b in BASELINES.items() if b.kind == "schedule"}
+SCHEDULES = {name: contender.schedule({}) for name, contender in SCHEDULE_CONTENDERS.items()}
 CONTROLLERS_UNDER_TEST = controllers()
 NAMES = [f"schedule:{name}" for name in SCHEDULES] + [f"learned:{name}" for name in CONTROLLERS_UNDER_TEST]
 LEARNED = [name for name in NAMES if name.startswith("learned:")]
