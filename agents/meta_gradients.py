@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metalr.agents.unrolls import Carry, Unroll, check_meta_loss, leaves, replace_leaves
+from metalr.agents.unrolls import Carry, Unroll, check_meta_loss
 from metalr.engine.runs import BatchedRuns
 from metalr.learned.module import Learned
+from metalr.trees import leaves, replace_leaves
 
 Route = Literal["full", "segments", "truncated"]
 BACKENDS = ("batched", "higher")

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from metalr import seeding
-from metalr.agents.unrolls import Carry, Unroll, check_meta_loss, leaves, replace_leaves
+from metalr.agents.unrolls import Carry, Unroll, check_meta_loss
 from metalr.engine.runs import BatchedRuns
 from metalr.learned.module import Learned, MetaVector, OpenLoop
 from metalr.schedules import Schedule
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
+from metalr.trees import leaves, replace_leaves
 
 
 @dataclass

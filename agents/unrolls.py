@@ -4,8 +4,8 @@
 run it forward. Knows nothing of outer steps.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ from metalr.tasks.data import Batch
 META_LOSSES = ("mean-train", "final-train", "final-valid")
 # Elements that the evaluation of a final loss puts through the network at once.
 _CHUNK = 4096
-
-Tree = TypeVar("Tree")
 
 
 class Policy(NamedTuple):
@@ -60,28 +58,6 @@ class FirstOrderStep(TrainingStep):
     def gradient_and_loss(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient, loss = super().gradient_and_loss(params, batch)
         return gradient.detach(), loss
-
-
-def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of nested tuples, in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
-
-
-def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
-    """The same nesting with other tensors."""
-    remaining = iter(new)
-
-    def rebuild(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            return next(remaining)
-        if not isinstance(node, tuple):
-            return node
-        parts = [rebuild(part) for part in node]
-        return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
-
-    return rebuild(tree)
 
 
 class Unroll:

@@ -18,13 +18,13 @@ from metalr.compare.external_optimizers import LoneRun
 from metalr.control.controller import Controller, decision_steps
 from metalr.control.loop import ControlLoop
 from metalr.control.reference import ScheduleController
-from metalr.engine.executors import join_states
 from metalr.engine.runs import BatchedRuns
 from metalr.optimizers.classic import InnerOptimizer
 from metalr.records import Record
 from metalr.signals.stats import RunStats
 from metalr.tasks.data import SPLITS
 from metalr.tasks.task import Task
+from metalr.trees import concatenate
 
 Curves = Literal["none", "train", "full"]
 
@@ -187,7 +187,7 @@ def _train_alone(runs: BatchedRuns, cells: Sequence[Cell], decisions: int, curve
             if curves == "full":
                 valid_losses.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
         states.append(one.state)
-    runs.state = join_states(states)
+    runs.state = concatenate(states)
     if curves == "none":
         return {"step": [], "lr": [], "train_loss": [], "valid_loss": []}
     return {
