@@ -202,14 +202,13 @@ class Unroll:
         return self.base_lr * multiplier.to(self.runs.dtype)
 
     def _first_decision(self, controller: LivePolicy, state: RunState) -> LoopState:
-        runs, layout = self.runs, self.runs.layout
+        runs = self.runs
         batches = runs.data.batches(runs.seeds, runs.variants, state.step, 1, runs.task.batch_size)
-        params = torch.where(state.diverged[:, None], 0.0, state.params)
-        gradient, _ = self.step.gradient_and_loss(params, next(iter(batches)))
-        lr = layout.expand(lr_in_force(self.base_lr, self.schedule(0.0), self.like))
-        new, _ = runs.task.optimizer.update(gradient, state.optimizer, params, lr, state.step[:, None])
+        state = state._replace(params=torch.where(state.diverged[:, None], 0.0, state.params))
+        lr = lr_in_force(self.base_lr, self.schedule(0.0), self.like)
+        new, _, _ = self.step.update(state, next(iter(batches)), lr)
         blank = loop.init(controller.init(self.like), self.like)
-        return loop.start(controller, blank, update_ratio(layout, new, params))
+        return loop.start(controller, blank, update_ratio(runs.layout, new.params, state.params))
 
 
 def check_meta_loss(name: str) -> None:

@@ -52,7 +52,7 @@ from experiments.throughput_loops import (
     work_of_a_step,
 )
 from experiments.throughput_record import Record, circumstances, measured
-from metalr.engine import executors, memory
+from metalr.engine import memory
 from metalr.tasks.catalog import make_task
 from metalr.tasks.datasets import mnist1d
 from metalr.tasks.models import MLP, GRUClassifier
@@ -77,7 +77,8 @@ class Args:
         minutes: a row is begun only if it is sure to end within so many; None for no limit on a CPU and 8.7 on a GPU.
         max_runs: largest number of runs.
         compile: measure the compiled step too (on a GPU nothing else is measured with it on).
-        by_rule: on a GPU, let the compiler choose kernels by rule, so that bits repeat; without it, by the clock.
+        by_rule: on a GPU, let the compiler choose kernels by rule, so that bits repeat; without it, by the clock, and
+            environments and PPO, which always choose by rule, are left out.
         tf32: on a GPU, let matrix products round their inputs to TF32.
         policy_threads: torch threads while PPO is measured; None for 1 on a CPU and 4 on a GPU's machine.
         fresh: measure again what is in the record.
@@ -160,7 +161,7 @@ def plan(args: Args) -> list[Row]:
         key = {"what": "profile", "model": LARGE, "num_runs": num_runs}
         rows.append(Row("profile", key, partial(_measure_profile, num_runs, args)))
     wanted = (args.part,) if args.part else ("scan", "models", "ppo")
-    chosen = [row for row in rows if row.part in ("limits", *wanted)]
+    chosen = [row for row in rows if row.part in ("limits", *wanted) and (args.by_rule or row.part != "ppo")]
     # On a GPU PPO comes before the many models; within a part the order stays.
     order = ["limits", "scan", "ppo", "models", "profile"]
     return sorted(chosen, key=lambda row: order.index(row.part))
@@ -212,7 +213,7 @@ def measure_engine(make: Callable[..., Task], num_runs: int, compiled: bool, arg
         torch.cuda.reset_peak_memory_stats()
     taken_before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     started = time.perf_counter()
-    go, runs = engine(task, num_runs, device, compiled, INTERVAL)
+    go, runs = engine(task, num_runs, device, compiled, INTERVAL, args.by_rule)
     ready = time.perf_counter() - started
     found = rates({**loops, "engine": (go, num_runs)}, device, args.seconds, INTERVAL)
     interval_ms = 1e3 * INTERVAL * num_runs / found["engine"]
@@ -282,7 +283,7 @@ def _measure_async(processes: int, args: Args) -> dict[str, Any]:
 
 def _measure_profile(num_runs: int, args: Args) -> dict[str, Any]:
     device = torch.device(args.device)
-    go, runs = engine(_large_mlp(), num_runs, device, args.compile and device.type == "cuda", INTERVAL)
+    go, runs = engine(_large_mlp(), num_runs, device, args.compile and device.type == "cuda", INTERVAL, args.by_rule)
     return {"how": runs.executor.how, **ppo.profile_row(go, INTERVAL, device)}
 
 
@@ -291,7 +292,6 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     on_gpu = args.device != "cpu"
     torch.set_float32_matmul_precision("high" if args.tf32 and on_gpu else "highest")
-    executors.KERNELS_BY_RULE = args.by_rule
     args.seconds = min(args.seconds, 0.05) if args.smoke else args.seconds
     minutes = args.minutes if args.minutes is not None else 8.7 if on_gpu else float("inf")
     name = f"benchmark_throughput-{args.device.partition(':')[0]}"

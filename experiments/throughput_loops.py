@@ -70,9 +70,11 @@ def graphed_loop(task: Task, device: torch.device) -> Steps:
     return go
 
 
-def engine(task: Task, num_runs: int, device: torch.device, compile: bool, interval: int) -> tuple[Steps, BatchedRuns]:
+def engine(
+    task: Task, num_runs: int, device: torch.device, compile: bool, interval: int, kernels_by_rule: bool = True
+) -> tuple[Steps, BatchedRuns]:
     """The batched engine with all statistics, an interval at a time; a step of it is one of every run."""
-    runs = BatchedRuns(task, num_runs, device=device, compile=compile)
+    runs = BatchedRuns(task, num_runs, device=device, compile=compile, kernels_by_rule=kernels_by_rule)
     runs.init(torch.arange(num_runs))
     lr = torch.full((num_runs,), 0.1 * task.base_lr, device=device)
     runs.unroll(lr, interval)  # compiles and captures

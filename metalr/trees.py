@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Tree = TypeVar("Tree")
@@ -53,3 +54,14 @@ def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tr
     """
     columns = (leaves(each) for each in (tree, *others))
     return replace_leaves(tree, [function(*row) for row in zip(*columns, strict=True)])
+
+
+def concatenate(trees: list[Tree]) -> Tree:
+    """One tree of several with the same nesting: each leaf is theirs, joined along its first axis.
+
+    Example:
+        >>> import torch
+        >>> concatenate([(torch.tensor([1, 2]),), (torch.tensor([3]),)])
+        (tensor([1, 2, 3]),)
+    """
+    return map_leaves(lambda *parts: torch.cat(parts), *trees)

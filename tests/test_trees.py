@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalr.trees import leaves, map_leaves, replace_leaves
+from metalr.trees import concatenate, leaves, map_leaves, replace_leaves
 
 
 class Pair(NamedTuple):
@@ -34,3 +34,11 @@ def test_map_takes_trees_side_by_side():
 def test_a_wrong_number_of_tensors_is_refused(count):
     with pytest.raises(ValueError, match=f"got {count} tensors, expected 3"):
         replace_leaves(TREE, [torch.tensor(0)] * count)
+
+
+def test_trees_are_joined_along_the_first_axis():
+    parts = [(torch.arange(n), Pair(torch.ones(n, 2), ())) for n in (1, 2)]
+    joined = concatenate(parts)
+    assert joined[0].tolist() == [0, 0, 1]
+    assert isinstance(joined[1], Pair)
+    assert joined[1].first.shape == (3, 2)

@@ -20,11 +20,11 @@ from metalr.control.controller import Controller, decision_steps
 from metalr.control.loop import LoopState
 from metalr.control.lr import lr_in_force
 from metalr.control.reference import ScheduleController
-from metalr.engine.executors import join_states
 from metalr.engine.runs import BatchedRuns
 from metalr.signals.stats import RunStats
 from metalr.tasks.data import SPLITS
 from metalr.tasks.task import Task
+from metalr.trees import concatenate
 
 Curves = Literal["none", "train", "full"]
 
@@ -177,7 +177,7 @@ def _train_one_by_one(
             if interval.valid_loss is not None:
                 interval.valid_loss.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
         states.append(one.state)
-    runs.state = join_states(states)
+    runs.state = concatenate(states)
     return intervals
 
 

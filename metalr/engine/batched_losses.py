@@ -31,7 +31,7 @@ def over_runs(function: Callable[[Tensor, Tensor], Tensor]) -> RunLoss:
         >>> over_runs(functional.mse_loss)(torch.zeros(2, 3, 1), torch.ones(2, 3, 1)).tolist()
         [1.0, 1.0]
     """
-    return _KNOWN.get(function) or vmap(function)
+    return KNOWN.get(function) or vmap(function)
 
 
 def _token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).flatten(1).double().mean(1)
 
 
-_KNOWN: dict[Callable, RunLoss] = {
+KNOWN: dict[Callable, RunLoss] = {
     functional.cross_entropy: _cross_entropy,
     functional.mse_loss: _mse_loss,
     losses.token_cross_entropy: _token_cross_entropy,

@@ -1,7 +1,7 @@
 """A decision interval as one CUDA graph: thousands of kernels, started by one call and without waiting for the host.
 
-What goes in lies in buffers that stay where they are; the minibatches are drawn, the LRs applied, the step counters
-advanced and the diverged runs frozen inside the graph, each run by its own numbers. What comes out is copied, so that
+The inputs lie in buffers that stay where they are; the minibatches are drawn, the LRs applied, the step counters
+advanced and the diverged runs frozen inside the graph, each run by its own numbers. The results are copied, so that
 whoever holds an earlier state keeps it.
 """
 
@@ -11,87 +11,65 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from metalr.engine.executors import EagerExecutor, Executor, _warn, compiled
+from metalr.engine.chunks import Unroll
+from metalr.engine.compilation import compiled_or_none, warn_of_fallback
+from metalr.engine.executors import EagerExecutor, Executor
 from metalr.engine.interval import Advance, Interval, run_interval
 from metalr.engine.step import RunState, TrainingStep
 from metalr.signals.stats import RunStats
 from metalr.tasks.data import Data
+from metalr.trees import leaves, map_leaves
 
 # Intervals that are made before one is captured: libraries set themselves up in the first, compilation happens there.
 _WARM_UPS = 3
-
-Work = Callable[[RunState, Interval], tuple[RunState, RunStats]]
-
-
-def leaves(state: RunState) -> list[Tensor]:
-    """The tensors of a state."""
-    return [state.params, *state.optimizer, state.step, state.initial_loss, state.diverged]
-
-
-def from_leaves(tensors: list[Tensor]) -> RunState:
-    """The state of its tensors, in the order of `leaves`."""
-    return RunState(tensors[0], tuple(tensors[1:-3]), *tensors[-3:])
-
-
-class Buffers:
-    """Tensors that stay in one place, for a state and an interval of fixed shapes.
-
-    Args:
-        state, interval: give shapes and the first contents.
-    """
-
-    def __init__(self, state: RunState, interval: Interval) -> None:
-        self.state = from_leaves([tensor.clone() for tensor in leaves(state)])
-        self.interval = Interval(*(tensor.contiguous().clone() for tensor in interval))
-
-    def fill(self, state: RunState, interval: Interval) -> None:
-        """Copy new contents in."""
-        for buffer, tensor in zip(leaves(self.state), leaves(state), strict=True):
-            buffer.copy_(tensor)
-        for buffer, tensor in zip(self.interval, interval, strict=True):
-            buffer.copy_(tensor)
+_PLAINLY = "the plain step is captured"
 
 
 class Captured(NamedTuple):
-    """An interval that can be done again: fill the buffers, replay, copy the results out."""
+    """An interval that can be repeated with other contents, read from and written to tensors that stay in one place."""
 
-    buffers: Buffers
+    inputs: tuple[RunState, Interval]
     replay: Callable[[], None]
-    state: RunState
-    stats: RunStats
+    results: tuple[RunState, RunStats]
 
     def unroll(self, state: RunState, interval: Interval) -> tuple[RunState, RunStats]:
-        """The interval of other contents."""
-        self.buffers.fill(state, interval)
+        """Copy the contents in, replay, and copy the results out."""
+        for buffer, tensor in zip(leaves(self.inputs), leaves((state, interval)), strict=True):
+            buffer.copy_(tensor)
         self.replay()
-        return from_leaves([t.clone() for t in leaves(self.state)]), RunStats(*(t.clone() for t in self.stats))
+        return map_leaves(torch.clone, self.results)
 
 
-def capture(work: Work, state: RunState, interval: Interval, pool: Any = None) -> Captured:
+def fixed_inputs(state: RunState, interval: Interval) -> tuple[RunState, Interval]:
+    """Buffers of the shapes and with the contents of a state and an interval."""
+    # Contiguous: an LR may be a view in which all steps share their memory.
+    return map_leaves(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), (state, interval))
+
+
+def capture(work: Unroll, state: RunState, interval: Interval, pool: Any = None) -> Captured:
     """Capture an interval as a CUDA graph.
 
     Args:
-        work: what is done; it must not wait for the host.
+        work: carries the interval out; it must not wait for the host.
         state, interval: of the shapes that the graph is for.
-        pool: memory that graphs share which are never replayed at the same time.
+        pool: memory shared by graphs that are never replayed at the same time.
 
     Raises:
         Exception: the work cannot be captured; the first error that was met, which is the one that says why.
     """
-    device = state.params.device
-    buffers = Buffers(state, interval)
+    inputs = fixed_inputs(state, interval)
     graph = torch.cuda.CUDAGraph()
+    device = state.params.device
     with torch.cuda.device(device), torch.no_grad():
-        here, side = torch.cuda.current_stream(), _side_stream()
+        here, side = torch.cuda.current_stream(), side_stream(device)
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
-                work(buffers.state, buffers.interval)
+                work(*inputs)
         here.wait_stream(side)
-        new_state, stats = _record(graph, lambda: work(buffers.state, buffers.interval), pool, side)
-    return Captured(buffers, graph.replay, new_state, stats)
+        results = _record(graph, lambda: work(*inputs), pool, side)
+    return Captured(inputs, graph.replay, results)
 
 
 def _record(
@@ -117,13 +95,9 @@ def _record(
 
 
 @lru_cache
-def _side_stream_of(index: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(index)
-
-
-def _side_stream() -> torch.cuda.Stream:
-    """One for each device and all its graphs: the matrix library holds a workspace for each stream that it has seen."""
-    return _side_stream_of(torch.cuda.current_device())
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: the matrix library holds a workspace for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class GraphExecutor(Executor):
@@ -136,30 +110,32 @@ class GraphExecutor(Executor):
         step: the training step.
         data: resident on the device.
         compile: compile the step that is captured.
+        kernels_by_rule: of `metalr.engine.compilation.compiled`.
+
+    Attributes:
+        advance: the step that is captured, compiled or plain.
+        captured: the graphs, by the shape of their LRs.
     """
 
-    def __init__(self, step: TrainingStep, data: Data, compile: bool = True) -> None:
+    def __init__(self, step: TrainingStep, data: Data, compile: bool = True, kernels_by_rule: bool = True) -> None:
         super().__init__(step, data)
         self.advance: Advance = step
         if compile:
-            try:
-                self.advance = compiled(step)
-            except Exception as error:
-                _warn("torch.compile", "the plain step is captured", error)
-        self._captured: dict[tuple[int, ...], Captured] = {}
+            self.advance = compiled_or_none(step, kernels_by_rule, _PLAINLY) or step
+        self.captured: dict[tuple[int, ...], Captured] = {}
         self._pool: Any = None
         self._eager: EagerExecutor | None = None
 
     def unroll(self, state: RunState, interval: Interval) -> tuple[RunState, RunStats]:
         key = tuple(interval.lr.shape)
-        if self._eager is None and key not in self._captured:
+        if self._eager is None and key not in self.captured:
             self._prepare(key, state, interval)
         if self._eager is not None:
             return self._eager.unroll(state, interval)
-        return self._captured[key].unroll(state, interval)
+        return self.captured[key].unroll(state, interval)
 
     def work(self, state: RunState, interval: Interval) -> tuple[RunState, RunStats]:
-        """What is captured."""
+        """Carry out an interval; this is captured."""
         return run_interval(self.advance, self.step.layout, state, self._batches(state, interval), interval.lr)
 
     @property
@@ -176,18 +152,18 @@ class GraphExecutor(Executor):
             except Exception as error:
                 if self.advance is self.step:
                     raise
-                _warn("capturing the compiled step", "the plain step is captured", error)
+                warn_of_fallback("capturing the compiled step", _PLAINLY, error)
                 self.advance = self.step
                 self._capture(key, state, interval)
         except Exception as error:
-            _warn("capturing a CUDA graph", "training goes on step by step", error)
+            warn_of_fallback("capturing a CUDA graph", "training goes on step by step", error)
             self._eager = EagerExecutor(self.step, self.data)
-            self._captured.clear()  # and the memory with them
+            self.captured.clear()  # and the memory with them
         self._prepared(f"capturing an interval of {key[0]} inner steps", started)
 
     def _capture(self, key: tuple[int, ...], state: RunState, interval: Interval) -> None:
         pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
         # A pool in which a capture broke off may not be captured into again: it is kept only after a success.
         self._pool = None
-        self._captured[key] = capture(self.work, state, interval, pool)
+        self.captured[key] = capture(self.work, state, interval, pool)
         self._pool = pool

@@ -1,8 +1,4 @@
-"""The batched engine: many training runs of one task advance together in one device pass.
-
-`BatchedRuns` holds the state of `num_runs` runs. `metalr.engine.step` defines an inner step; `metalr.engine.executors`
-and `metalr.engine.cuda_graphs` carry out an interval of them.
-"""
+"""The batched engine: many training runs of one task advance together in one device pass."""
 
 import copy
 from collections.abc import Sequence
@@ -13,36 +9,29 @@ from torch import Tensor, nn
 
 from metalr import seeding
 from metalr.engine import memory
+from metalr.engine.chunks import chunk_size
+from metalr.engine.compilation import compiling_pays
 from metalr.engine.cuda_graphs import GraphExecutor
-from metalr.engine.executors import CompiledExecutor, EagerExecutor, Executor, chunk_size, compiling_pays
+from metalr.engine.evaluation import Evaluation, Evaluator, runs_at_once
+from metalr.engine.executors import CompiledExecutor, EagerExecutor, Executor
 from metalr.engine.interval import Interval, update_ratio
 from metalr.engine.layout import ParameterLayout
-from metalr.engine.step import DIVERGED_AT, RunState, TrainingStep
+from metalr.engine.step import RunState, TrainingStep
 from metalr.signals.stats import RunStats
 from metalr.tasks.data import Batch, LoaderData, Split, TensorData
 from metalr.tasks.models import seeded_parameters
 from metalr.tasks.task import Task
-
-__all__ = ["DIVERGED_AT", "BatchedRuns", "Evaluation", "ParameterLayout", "Probe", "RunState", "TrainingStep"]
+from metalr.trees import map_leaves
 
 # Weights of layer types without a seeded initialiser come from a bank of this many constructed modules.
 BANK_SIZE = 64
-# Examples of each run that an evaluation puts through the network at once: few enough to stay in a CPU's cache.
-_EVALUATION_CHUNK = 256
 
 
 class Probe(NamedTuple):
-    """What the next update would be: its update ratio `(num_runs, num_groups)`, the loss it would see `(num_runs,)`."""
+    """A look at the next update: its update ratio `(num_runs, num_groups)` and its loss `(num_runs,)`."""
 
     update_ratio: Tensor
     loss: Tensor
-
-
-class Evaluation(NamedTuple):
-    """Loss and metric on a split, `(num_runs,)` float64 each; the metric is NaN for a task that has none."""
-
-    loss: Tensor
-    metric: Tensor
 
 
 class BatchedRuns:
@@ -62,6 +51,8 @@ class BatchedRuns:
         capture: on CUDA, make each interval one CUDA graph (the data must be tensors, not a loader). Without it
             intervals are made step by step.
         planned_steps: inner steps that this batch of runs is going to make, for "auto".
+        kernels_by_rule: on CUDA, have the compiler choose kernels by rule, so that a run has the same bits in every
+            process. False has it choose by the clock, which may be faster.
 
     Raises:
         ValueError: `num_runs` is below 1, the network cannot be batched, or the runs do not fit in the memory that
@@ -91,6 +82,7 @@ class BatchedRuns:
         compile: bool | Literal["auto"] = False,
         capture: bool = True,
         planned_steps: int | None = None,
+        kernels_by_rule: bool = True,
     ) -> None:
         if num_runs < 1:
             raise ValueError(f"got num_runs {num_runs}, expected at least 1: it is the number of parallel runs")
@@ -115,7 +107,9 @@ class BatchedRuns:
         if self.device.type == "cpu":
             chunk = chunk_size(num_runs, self.footprint.tensor, equal=compile)
         memory.check_fits(num_runs, self.footprint, self.device, chunk)
-        self.executor = self._executor(compile, capture, chunk)
+        self.executor = self._executor(compile, capture, kernels_by_rule, chunk)
+        at_once = runs_at_once(num_runs, task.batch_size, self.footprint.tensor, self.device)
+        self._evaluator = Evaluator(self.step.losses, self.data, at_once)
         self._bank: Tensor | None = None
         self._state: RunState | None = None
         self.seeds: Tensor
@@ -123,7 +117,7 @@ class BatchedRuns:
 
     @property
     def state(self) -> RunState:
-        """Where the runs stand."""
+        """The runs between two inner steps."""
         if self._state is None:
             raise ValueError("got runs that have not been started, expected init(seeds) before anything else")
         return self._state
@@ -154,20 +148,10 @@ class BatchedRuns:
         self.variants = seeding.integers(self.data.num_variants, seeding.stream(self.seeds, "variant"))
         index = which.nonzero().squeeze(-1)
         fresh = self._fresh(self.seeds[index])
-
-        def put(old: Tensor, new: Tensor) -> Tensor:
-            return old.index_copy(0, index, new)
-
-        self.state = RunState(
-            put(self.state.params, fresh.params),
-            tuple(put(old, new) for old, new in zip(self.state.optimizer, fresh.optimizer, strict=True)),
-            put(self.state.step, fresh.step),
-            put(self.state.initial_loss, fresh.initial_loss),
-            put(self.state.diverged, fresh.diverged),
-        )
+        self.state = map_leaves(lambda old, new: old.index_copy(0, index, new), self.state, fresh)
 
     def unroll(self, lr: Tensor, num_steps: int) -> RunStats:
-        """Apply `num_steps` inner steps and say what was seen.
+        """Apply `num_steps` inner steps and measure them.
 
         Args:
             lr: `(num_runs, num_groups)` or `(num_runs,)` for one LR throughout, or `(num_steps, num_runs,
@@ -185,7 +169,7 @@ class BatchedRuns:
         return run_stats
 
     def probe(self, lr: Tensor) -> Probe:
-        """Look at the next update, if it were made at `lr`: `(num_runs, num_groups)`.
+        """The next update as it would be at an LR `(num_runs, num_groups)`.
 
         Pure: weights, buffers, counters and data order stay as they are, to the bit.
         """
@@ -193,11 +177,8 @@ class BatchedRuns:
         with torch.no_grad():
             state = self.state
             batch = next(iter(self.data.batches(self.seeds, self.variants, state.step, 1, self.task.batch_size)))
-            gradient, loss = self.step.gradient_and_loss(state.params, batch)
-            params, _ = self.task.optimizer.update(
-                gradient, state.optimizer, state.params, self.layout.expand(lr), state.step[:, None]
-            )
-            return Probe(update_ratio(self.layout, params, state.params), loss)
+            new, loss, _ = self.step.update(state, batch, lr)
+            return Probe(update_ratio(self.layout, new.params, state.params), loss)
 
     def evaluate(self, split: Split, max_examples: int = 1 << 62, which: Tensor | None = None) -> Evaluation:
         """Mean loss and metric over a split (or its first `max_examples` examples).
@@ -213,11 +194,8 @@ class BatchedRuns:
         params, variants, diverged = self.state.params, self.variants, self.state.diverged
         if which is not None:
             params, variants, diverged = params[which], variants[which], diverged[which]
-        size = self._evaluated_together
-        rows = [slice(start, start + size) for start in range(0, max(len(params), 1), size)]
         with torch.no_grad():
-            parts = [self._evaluate(split, max_examples, params[part], variants[part]) for part in rows]
-        loss, metric = (torch.cat(values) for values in zip(*parts, strict=True))
+            loss, metric = self._evaluator(split, max_examples, params, variants)
         return Evaluation(torch.where(diverged | loss.isnan(), torch.inf, loss), metric)
 
     def module_of(self, run: int) -> nn.Module:
@@ -227,38 +205,22 @@ class BatchedRuns:
         module.load_state_dict(self.layout.unflatten(row), strict=False)
         return module
 
-    def _evaluate(self, split: Split, max_examples: int, params: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and metric of some runs, `(num_runs,)` float64 each."""
-        loss, metric = (torch.zeros(len(params), dtype=torch.float64, device=self.device) for _ in range(2))
-        seen = 0
-        for inputs, targets in self.data.chunks(split, variants, max_examples, _EVALUATION_CHUNK):
-            chunk_loss, chunk_metric = self.step.evaluation(params, inputs, targets, self._evaluated_together == 1)
-            loss = loss + chunk_loss.double() * inputs.shape[1]
-            metric = metric + chunk_metric.double() * inputs.shape[1]
-            seen += inputs.shape[1]
-        return loss / seen, metric / seen
-
     def _sample_batch(self) -> Batch | None:
-        """A minibatch that nobody misses, `(1, batch, …)`; of two runs where all go through the network at once."""
+        """A minibatch to measure with, `(1, batch, …)`; of two runs where all go through the network at once.
+
+        None from a loader, whose minibatch would be missing later.
+        """
         if not isinstance(self.data, TensorData):
             return None
         zero = torch.zeros(1 if self.device.type == "cpu" else 2, dtype=torch.int64, device=self.device)
         return next(iter(self.data.batches(zero, zero, zero, 1, self.task.batch_size)))
 
-    def _executor(self, compile: bool, capture: bool, chunk: int | None) -> Executor:
+    def _executor(self, compile: bool, capture: bool, kernels_by_rule: bool, chunk: int | None) -> Executor:
         if self.device.type == "cuda" and capture and not isinstance(self.data, LoaderData):
-            return GraphExecutor(self.step, self.data, compile)
-        return (CompiledExecutor if compile else EagerExecutor)(self.step, self.data, chunk)
-
-    @property
-    def _evaluated_together(self) -> int:
-        """Runs that an evaluation takes at once."""
-        if self.num_runs == 1:
-            return 1
-        if self.device.type != "cpu":  # at most four times the examples of an inner step: so much memory is there
-            return max(4 * self.num_runs * self.task.batch_size // _EVALUATION_CHUNK, 64)
-        examples = max(_EVALUATION_CHUNK // self.task.batch_size, 1)
-        return chunk_size(self.num_runs, self.footprint.tensor * examples, equal=False)
+            return GraphExecutor(self.step, self.data, compile, kernels_by_rule)
+        if compile:
+            return CompiledExecutor(self.step, self.data, chunk, kernels_by_rule)
+        return EagerExecutor(self.step, self.data, chunk)
 
     def _require_one_each(self, values: Tensor, name: str) -> None:
         if tuple(values.shape) != (self.num_runs,):

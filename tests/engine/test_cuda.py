@@ -1,6 +1,6 @@
 """The same on a CUDA device: one graph for an interval, nothing in it that waits for the host, the same runs.
 
-pytest -m gpu tests/test_executors_cuda.py
+pytest -m gpu tests/engine/test_cuda.py
 """
 
 import time
@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from metalr.agents.meta_gradients import meta_gradient
-from metalr.engine import cuda_graphs, memory
+from metalr.engine import memory
 from metalr.engine.runs import BatchedRuns
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.learned.schedules import KnotLR
 from metalr.tasks.models import MLP
+from metalr.trees import leaves
 from tests.engine.test_executors import NETWORKS, bits, started, task_of
 
 pytestmark = [
@@ -49,10 +50,10 @@ def test_an_interval_is_one_replay_and_does_not_wait(no_waiting, compile, groups
     runs = on_gpu(task_of(optimizer=optimizer), groups=groups, compile=compile)
     lr = rates()[:, None].expand(-1, runs.layout.num_groups).contiguous()
     runs.unroll(lr, 5)
-    (key, found), = runs.executor._captured.items()  # fmt: skip
+    (key, found), = runs.executor.captured.items()  # fmt: skip
     replays = []
     counted = found._replace(replay=lambda: (replays.append(1), found.replay()))
-    runs.executor._captured[key] = counted
+    runs.executor.captured[key] = counted
     torch.cuda.synchronize()
     no_waiting()
     for _ in range(3):
@@ -144,9 +145,9 @@ def test_an_earlier_state_is_kept():
     runs = on_gpu(task_of())
     runs.unroll(rates(), 5)
     state = runs.state
-    kept = [tensor.clone() for tensor in cuda_graphs.leaves(state)]
+    kept = [tensor.clone() for tensor in leaves(state)]
     runs.unroll(rates(), 5)
-    assert all(torch.equal(a, b) for a, b in zip(cuda_graphs.leaves(state), kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(state), kept, strict=True))
 
 
 def asks_the_host(state, *_):

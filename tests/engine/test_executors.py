@@ -12,15 +12,19 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from metalr.engine import batched_losses, cuda_graphs, executors, memory
+from metalr.engine import batched_losses, compilation, cuda_graphs, memory
+from metalr.engine.chunks import chunk_size
+from metalr.engine.compilation import compiling_pays
 from metalr.engine.cuda_graphs import Captured, GraphExecutor
-from metalr.engine.executors import EagerExecutor, chunk_size, compiling_pays
-from metalr.engine.interval import Interval
+from metalr.engine.executors import EagerExecutor
+from metalr.engine.interval import Interval, run_interval
 from metalr.engine.runs import BatchedRuns
+from metalr.engine.step import UnmaskedStep
 from metalr.tasks import losses
 from metalr.tasks.catalog import make_task
 from metalr.tasks.models import MLP, ByteTransformer, ConvNet, GRUClassifier, Point, takes_runs
 from metalr.tasks.task import Task
+from metalr.trees import leaves
 
 SEEDS = torch.tensor([3, 1, 4, 15, 9])
 NETWORKS = {
@@ -57,9 +61,7 @@ def started(task: Task, seeds=SEEDS, **options) -> BatchedRuns:
 
 
 def bits(runs: BatchedRuns, run: int) -> list[bytes]:
-    state = runs.state
-    tensors = [state.params, *state.optimizer, state.step, state.initial_loss, state.diverged]
-    return [tensor[run].cpu().numpy().tobytes() for tensor in tensors]
+    return [tensor[run].cpu().numpy().tobytes() for tensor in leaves(runs.state)]
 
 
 def rates(value: float = 0.01, num_runs: int = len(SEEDS)) -> torch.Tensor:
@@ -102,7 +104,7 @@ def test_a_network_that_might_mix_examples_is_left_to_vmap():
     assert not takes_runs(type("Other", (MLP,), {})([4, 3, 2]))
 
 
-@pytest.mark.parametrize("loss", batched_losses._KNOWN, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("loss", batched_losses.KNOWN, ids=lambda loss: loss.__name__)
 def test_a_known_loss_is_that_of_vmap(loss):
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64)
@@ -182,14 +184,15 @@ def test_tied_and_frozen_weights():
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
 def test_without_masks_is_the_step_to_the_bit(optimizer):
     runs = started(task_of(optimizer=optimizer))
-    state = runs.state
+    state, unmasked = runs.state, UnmaskedStep(runs.step)
     with torch.no_grad():
         for batch in runs.data.batches(runs.seeds, runs.variants, state.step, 5, 8):
-            quick = runs.step.without_masks(state, batch, rates()[:, None])
+            quick = unmasked(state, batch, rates()[:, None])
+            assert unmasked.healthy
             state, loss, gradient = runs.step(state, batch, rates()[:, None])
             assert torch.equal(quick[1], loss)
             assert torch.equal(quick[2], gradient)
-            for a, b in zip(cuda_graphs.leaves(quick[0]), cuda_graphs.leaves(state), strict=True):
+            for a, b in zip(leaves(quick[0]), leaves(state), strict=True):
                 assert torch.equal(a, b)
 
 
@@ -198,8 +201,12 @@ def test_without_masks_gives_up_when_a_run_diverges():
     batch = next(iter(runs.data.batches(runs.seeds, runs.variants, runs.state.step, 1, 8)))
     params = runs.state.params.clone()
     params[1] = torch.nan
+    state, unmasked = runs.state._replace(params=params), UnmaskedStep(runs.step)
     with torch.no_grad():
-        assert runs.step.without_masks(runs.state._replace(params=params), batch, rates()[:, None]) is None
+        found, expected = (step(state, batch, rates()[:, None]) for step in (unmasked, runs.step))
+    assert not unmasked.healthy
+    assert found[0].diverged.tolist() == [False, True, False, False, False]
+    assert [leaf.numpy().tobytes() for leaf in leaves(found)] == [leaf.numpy().tobytes() for leaf in leaves(expected)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5])
@@ -286,7 +293,7 @@ def test_on_cuda_kernels_are_chosen_by_rule(monkeypatch):
     step = started(task_of()).step
     for device in ("cpu", "cuda"):
         step.device = torch.device(device)
-        executors.compiled(step)
+        compilation.compiled(step)
     assert asked == [{}, {"options": {"deterministic": True}}]
 
 
@@ -307,7 +314,7 @@ def test_costly_statistics_are_taken_on_the_last_two_steps_only(monkeypatch):
         start, rate = runs.state, torch.full((num_steps, len(SEEDS), 1), 0.01, dtype=torch.float64)
         batches = runs.data.batches(runs.seeds, runs.variants, start.step, num_steps, 8)
         with torch.no_grad():
-            end, found = executors.run_interval(advance, runs.layout, start, batches, rate)
+            end, found = run_interval(advance, runs.layout, start, batches, rate)
         assert len(counted) == 5
         before, last = gradients[-2:]
         cosine = torch.nn.functional.cosine_similarity(before, last, dim=-1)[:, None]
@@ -377,17 +384,14 @@ def test_the_memory_of_this_machine_is_known():
 
 
 def pretend_to_capture(work, state, interval, pool=None) -> Captured:
-    buffers = cuda_graphs.Buffers(state, interval)
-    new_state, stats = work(buffers.state, buffers.interval)
+    inputs = cuda_graphs.fixed_inputs(state, interval)
+    results = work(*inputs)
 
     def replay() -> None:
-        again, stats_again = work(buffers.state, buffers.interval)
-        for old, new in zip(
-            [*cuda_graphs.leaves(new_state), *stats], [*cuda_graphs.leaves(again), *stats_again], strict=True
-        ):
+        for old, new in zip(leaves(results), leaves(work(*inputs)), strict=True):
             old.copy_(new)
 
-    return Captured(buffers, replay, new_state, stats)
+    return Captured(inputs, replay, results)
 
 
 @pytest.fixture
@@ -412,16 +416,16 @@ def test_a_replayed_interval_is_the_interval(pretended, network):
         for a, b in zip(expected, got, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=0.0)
     assert all(bits(eager, run) == bits(replayed, run) for run in range(len(SEEDS)))
-    assert len(replayed.executor._captured) == 2
+    assert len(replayed.executor.captured) == 2
 
 
 def test_a_replay_leaves_earlier_states_and_statistics_alone(pretended):
     runs = captured(task_of())
     first_stats = runs.unroll(rates(), 4)
     first = runs.state
-    kept = [tensor.clone() for tensor in (*cuda_graphs.leaves(first), *first_stats)]
+    kept = [tensor.clone() for tensor in (*leaves(first), *first_stats)]
     runs.unroll(rates(0.05), 4)
-    for tensor, copy in zip((*cuda_graphs.leaves(first), *first_stats), kept, strict=True):
+    for tensor, copy in zip((*leaves(first), *first_stats), kept, strict=True):
         assert torch.equal(tensor, copy)
 
 
@@ -479,7 +483,7 @@ class PretendedCUDA:
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-        monkeypatch.setattr(cuda_graphs, "_side_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(cuda_graphs, "side_stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
         self.used: list[int] = []
 
     def set_stream(self, stream) -> None:
@@ -527,19 +531,17 @@ def test_a_broken_capture_names_its_cause_and_leaves_stream_and_memory_behind(mo
 def test_an_interval_is_a_pure_function_of_the_state():
     runs = started(task_of())
     interval = Interval(runs.seeds, runs.variants, rates()[:, None].expand(4, -1, 1))
-    before = [tensor.clone() for tensor in cuda_graphs.leaves(runs.state)]
+    before = [tensor.clone() for tensor in leaves(runs.state)]
     with torch.no_grad():
-        first, second = (executors.EagerExecutor(runs.step, runs.data).unroll(runs.state, interval) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(cuda_graphs.leaves(runs.state)[:-2], before[:-2], strict=True))
-    assert all(
-        torch.equal(a, b) for a, b in zip(cuda_graphs.leaves(first[0]), cuda_graphs.leaves(second[0]), strict=True)
-    )
+        first, second = (EagerExecutor(runs.step, runs.data).unroll(runs.state, interval) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(runs.state)[:-2], before[:-2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(first[0]), leaves(second[0]), strict=True))
 
 
 def test_a_shipped_task_is_the_same_by_the_quick_way_and_by_vmap(monkeypatch):
     task = make_task("teacher-student")
     quick, slow = started(task), started(task)
-    slow.step.takes_runs = False
+    slow.step.losses.takes_runs = False
     for runs in (quick, slow):
         runs.unroll(rates(0.05), 20)
     torch.testing.assert_close(quick.state.params, slow.state.params, rtol=0.0, atol=1e-11)

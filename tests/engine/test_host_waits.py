@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metalr.engine import executors
 from metalr.engine.interval import Interval, run_interval
 from metalr.engine.runs import BatchedRuns
+from metalr.engine.step import RunState
 from metalr.envs.transition import EnvConfig, Transition
 from tests.engine.test_executors import NETWORKS, task_of
 
@@ -69,7 +69,7 @@ def started(network: str, num_runs: int, **options) -> BatchedRuns:
     return runs
 
 
-def interval(runs: BatchedRuns, advance=None, watched: bool = True) -> executors.RunState:
+def interval(runs: BatchedRuns, advance=None, watched: bool = True) -> RunState:
     """What a graph captures."""
     lr = torch.full((3, runs.num_runs, runs.layout.num_groups), 0.1, device="meta")
     size = runs.task.batch_size

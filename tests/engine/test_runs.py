@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from metalr.engine import runs as runs_module
+from metalr.engine import evaluation
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import DIVERGED_AT, RunState
 from metalr.optimizers.classic import OPTIMIZERS, SGD, Adam
@@ -17,6 +17,7 @@ from metalr.signals import stats
 from metalr.tasks.catalog import make_task
 from metalr.tasks.models import MLP, ConvNet, GRUClassifier
 from metalr.tasks.task import Task
+from metalr.trees import leaves
 
 SEEDS = torch.tensor([11, 5, 7, 2])
 RATES = {"sgd": 0.2, "momentum": 0.05, "nesterov": 0.05, "rmsprop": 0.005, "adagrad": 0.05, "adam": 0.01, "adamw": 0.01}
@@ -47,12 +48,8 @@ def full(value: float, num_runs: int = len(SEEDS)) -> torch.Tensor:
     return torch.full((num_runs,), value, dtype=torch.float64)
 
 
-def tensors_of(state: RunState) -> list[torch.Tensor]:
-    return [state.params, *state.optimizer, state.step, state.initial_loss, state.diverged]
-
-
 def bits(state: RunState, run: int) -> list[bytes]:
-    return [tensor[run].numpy().tobytes() for tensor in tensors_of(state)]
+    return [tensor[run].numpy().tobytes() for tensor in leaves(state)]
 
 
 def stats_bits(run_stats, run: int) -> list[bytes]:
@@ -163,7 +160,7 @@ def test_evaluate_is_the_mean_over_the_split():
 def test_evaluate_in_chunks_is_evaluate_at_once(monkeypatch):
     runs = started(task_of())
     whole = runs.evaluate("train").loss
-    monkeypatch.setattr(runs_module, "_EVALUATION_CHUNK", 7)
+    monkeypatch.setattr(evaluation, "EVALUATION_CHUNK", 7)
     torch.testing.assert_close(runs.evaluate("train").loss, whole, rtol=1e-12, atol=0.0)
 
 
@@ -228,10 +225,10 @@ def test_probe_changes_no_bit(name, network):
     task = task_of(network, name)
     plain, probed = started(task), started(task)
     for _ in range(3):
-        before = [tensor.clone() for tensor in tensors_of(probed.state)]
+        before = [tensor.clone() for tensor in leaves(probed.state)]
         generator = torch.get_rng_state()
         probed.probe(full(3.0))
-        assert all(torch.equal(a, b) for a, b in zip(before[:-2], tensors_of(probed.state)[:-2], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before[:-2], leaves(probed.state)[:-2], strict=True))
         assert torch.equal(torch.get_rng_state(), generator)
         assert stats_bits(plain.unroll(full(0.01), 4), 0) == stats_bits(probed.unroll(full(0.01), 4), 0)
     assert all(bits(plain.state, run) == bits(probed.state, run) for run in range(4))
