@@ -47,6 +47,7 @@ class Baseline:
             the task's base LR.
 
     Example:
+        >>> from metalr.compare.contenders import BASELINES
         >>> BASELINES["polynomial"].build({"power": 2.0})
         Polynomial(power=2.0, end=0.0, cycle=False)
     """
@@ -112,7 +113,8 @@ def of_schedule(name: str, schedule: Schedule, about: str = "a schedule without 
     """A contender with nothing to tune but the LR, for example around `schedules.Function`.
 
     Example:
-        >>> of_schedule("square", schedules.Function(lambda p: (1 - p) ** 2)).build()(0.5)
+        >>> from metalr.schedules import Function
+        >>> of_schedule("square", Function(lambda p: (1 - p) ** 2)).build()(0.5)
         0.25
     """
     return Baseline(name, "schedule", lambda: schedule, about=about)

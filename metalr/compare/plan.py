@@ -99,6 +99,8 @@ def trials_of(baseline: Baseline, settings: Settings) -> list[tuple[dict[str, An
     """The trials of a contender: (parameters, base LR factor), `settings.num_trials` of them.
 
     Example:
+        >>> from metalr.compare.contenders import get_baseline
+        >>> from metalr.compare.plan import Settings
         >>> [round(factor, 3) for _, factor in trials_of(get_baseline("constant"), Settings(num_lrs=3))]
         [0.031, 1.0, 32.0]
     """

@@ -36,6 +36,7 @@ def as_text(grid: Grid, width: int = WIDTH) -> str:
     """Plain text. Marked rows have a star. Columns move closer where the grid would be wider than `width`.
 
     Example:
+        >>> from metalr.reports.text_table import Grid
         >>> print(as_text(Grid("Losses", ["name", "loss"], [["cosine", "0.5"]])))
         Losses
         name      loss
