@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 FOLDERS = (".ci", "agents", "docs", "envs", "experiments", "metalr", "tests")
 FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml")
@@ -95,36 +93,52 @@ def test_an_installed_wheel_works_elsewhere(checkout, tmp_path):
     assert all(Path(place).is_relative_to(tmp_path / "installed") for place in places)
 
 
-def test_the_source_archive_holds_what_its_tests_read(checkout, tmp_path):
-    with tarfile.open(build("sdist", checkout, tmp_path)) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (unpacked,) = [path for path in tmp_path.iterdir() if path.is_dir()]
-    made = {name for name in files_under(unpacked, "") if name.startswith("metalr.egg-info/")}
-    assert files_under(unpacked, "") - made - {"PKG-INFO", "setup.cfg"} == files_under(checkout, *FOLDERS) | set(FILES)
+@pytest.fixture(scope="module")
+def unpacked(checkout, tmp_path_factory) -> Path:
+    """The source archive, as its reader has it."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(build("sdist", checkout, tmp_path_factory.mktemp("sdist"))) as archive:
+        archive.extractall(folder, filter="data")
+    (top,) = folder.iterdir()
+    return top
+
+
+def test_the_source_archive_holds_all_of_the_checkout(checkout, unpacked):
+    found = {name for name in files_under(unpacked, "") if not name.startswith("metalr.egg-info/")}
+    assert found - {"PKG-INFO", "setup.cfg"} == files_under(checkout, *FOLDERS) | set(FILES)
     assert not [path for path in unpacked.rglob("*") if path.is_symlink()]
+
+
+@pytest.mark.slow
+def test_the_tests_run_in_the_source_archive(unpacked):
     collected = run(sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", cwd=unpacked)
     assert int(re.search(r"(\d+) tests collected", collected)[1]) > 1000
     run(sys.executable, "-m", "pytest", "tests/test_imports.py", "tests/test_readme.py", "tests/signals", cwd=unpacked)
 
 
-def test_an_editable_install_is_a_path_that_tools_follow(checkout, tmp_path):
-    (tmp_path / "wheel").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    environment = tmp_path / "environment"
+@pytest.fixture(scope="module")
+def editable(checkout, tmp_path_factory) -> Path:
+    """The Python of an environment where the checkout is installed for editing, beside the libraries of this one."""
+    environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment)}))
-    with zipfile.ZipFile(build("editable", checkout, tmp_path / "wheel")) as wheel:
-        (hook,) = [name for name in wheel.namelist() if not name.startswith("metalr-")]
-        assert wheel.read(hook).decode().split() == [str(checkout)]
-        wheel.extract(hook, packages)
+    with zipfile.ZipFile(build("editable", checkout, tmp_path_factory.mktemp("editable"))) as wheel:
+        wheel.extractall(packages)
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    python = environment / "bin" / "python"
-    places = run(python, "-c", USE, cwd=tmp_path / "elsewhere").split()
-    assert all(Path(place).is_relative_to(checkout) for place in places)
+    return environment / "bin" / "python"
 
-    (tmp_path / "elsewhere" / "user.py").write_text(TYPES)
-    command = (sys.executable, "-m", "mypy", "--python-executable", python, "user.py")
-    scheduler, training, decisions = re.findall('Revealed type is "(.*)"', run(*command, cwd=tmp_path / "elsewhere"))
+
+def test_an_editable_install_is_a_plain_path(checkout, editable, tmp_path):
+    (entry,) = editable.parents[1].glob("lib/python*/site-packages/__editable__*")
+    assert entry.read_text().split() == [str(checkout)]
+    assert all(Path(place).is_relative_to(checkout) for place in run(editable, "-c", USE, cwd=tmp_path).split())
+
+
+@pytest.mark.slow
+def test_a_type_checker_follows_an_editable_install(editable, tmp_path):
+    (tmp_path / "user.py").write_text(TYPES)
+    shown = run(sys.executable, "-m", "mypy", "--python-executable", editable, "user.py", cwd=tmp_path)
+    scheduler, training, decisions = re.findall('Revealed type is "(.*)"', shown)
     assert scheduler.endswith("-> metalr.schedulers.learned_lr.LearnedLR")
     assert training.endswith("-> metalr.control.policy.PolicyController")
     assert decisions in ("int", "builtins.int")
