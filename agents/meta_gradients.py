@@ -74,6 +74,7 @@ def meta_gradient(
         ValueError: an argument is unknown, or the backend does not support the optimizer or the module.
 
     Example:
+        >>> from metalr.engine.runs import BatchedRuns
         >>> from metalr.learned.schedules import ConstantLR
         >>> from metalr.tasks.catalog import make_task
         >>> runs = BatchedRuns(make_task("quadratic", horizon=1), num_runs=1, dtype=torch.float64)

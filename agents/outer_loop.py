@@ -172,6 +172,7 @@ class MetaTrainer:
         MetaTrainingError: while training, when the meta-loss of a step or its gradient is not finite.
 
     Example:
+        >>> from metalr.agents.outer_loop import MetaGradients, OuterConfig
         >>> from metalr.learned.schedules import ConstantLR
         >>> from metalr.tasks.catalog import make_task
         >>> learned = ConstantLR(1.0)

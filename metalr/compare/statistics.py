@@ -226,7 +226,7 @@ def performance_profile(costs: ArrayLike, taus: ArrayLike) -> Array:
         `(num_contenders, num_taus)`. A task that nobody solves counts as a failure of all.
 
     Example:
-        >>> performance_profile([[1.0, 4.0], [2.0, np.inf]], [1.0, 2.0]).tolist()
+        >>> performance_profile([[1.0, 4.0], [2.0, float("inf")]], [1.0, 2.0]).tolist()
         [[1.0, 1.0], [0.0, 0.5]]
     """
     table, tau = _array(costs, "costs"), np.asarray(taus, dtype=np.float64)

@@ -118,6 +118,7 @@ def as_text(grid: Grid, width: int = WIDTH) -> str:
     at last they are left out.
 
     Example:
+        >>> from metalr.reports.text_table import Grid
         >>> print(as_text(Grid("Losses", ["name", "loss"], [["cosine", "0.5"]])))
         Losses
         name      loss

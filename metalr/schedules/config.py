@@ -73,6 +73,7 @@ def to_config(schedule: Schedule) -> dict[str, Any]:
         ValueError: it holds a `Function`, or is nested deeper than a file may be.
 
     Example:
+        >>> from metalr.schedules import Step
         >>> to_config(Step(every=0.5))
         {'name': 'step', 'every': 0.5, 'gamma': 0.1}
     """

@@ -31,6 +31,7 @@ class StepFunction:
     shape, float64 for an integer tensor.
 
     Example:
+        >>> from metalr.schedules import Polynomial
         >>> lr = StepFunction(Polynomial(), base_lr=0.1, horizon=50.0)
         >>> lr(25)
         0.05

@@ -53,8 +53,8 @@ class Task:
 
     Example:
         >>> inputs = torch.randn(100, 3)
-        >>> task = Task(lambda: nn.Linear(3, 1), (inputs, inputs.sum(1, keepdim=True)), functional.mse_loss,
-        ...             optimizer="momentum", base_lr=0.05, horizon=200)
+        >>> task = Task(lambda: torch.nn.Linear(3, 1), (inputs, inputs.sum(1, keepdim=True)),
+        ...             torch.nn.functional.mse_loss, optimizer="momentum", base_lr=0.05, horizon=200)
         >>> task.num_params
         4
     """
