@@ -27,6 +27,8 @@ def panels(columns: int, rows: int = 1, height: float = 4.0) -> tuple[Any, list[
         grid = figure.add_gridspec(rows, columns)
         for index, axis in enumerate(axes):
             axis.set_subplotspec(grid[index])
+    for axis in axes:
+        axis.set_prop_cycle(color=COLOURS)
     return figure, axes
 
 

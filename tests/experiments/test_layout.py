@@ -85,10 +85,15 @@ def test_the_parts_of_support_are_listed():
         assert {line.split("  ")[0] for line in text.splitlines()[2:]} == parts
 
 
+def files() -> list[Path]:
+    """Everything in `experiments/`."""
+    return sorted(path for path in (ROOT / "experiments").rglob("*") if "__pycache__" not in path.parts)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_quick_form_runs_and_writes_to_runs_alone(name, tmp_path):
-    before = sorted((ROOT / "experiments").rglob("*[!c]"))
+    before = files()
     answer = subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", "--smoke"],
         cwd=tmp_path,
@@ -99,4 +104,4 @@ def test_the_quick_form_runs_and_writes_to_runs_alone(name, tmp_path):
     )
     assert answer.returncode == 0, answer.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert sorted((ROOT / "experiments").rglob("*[!c]")) == before
+    assert files() == before

@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("stable_baselines3")
 
 from experiments import benchmark_throughput
+from experiments.support import records
 from experiments.support.throughput import loops, record, report
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +158,12 @@ def test_the_table_and_what_stands_beside_it(sitting, tmp_path, capsys):
     assert lines[1].split() == ["m", "momentum", "1", "compiled", "1", "M", "1000"]
     said = "4 networks at once momentum 4096 graph+comp. 2.35 M 2346 123 28 % 1.4 98.8 k 12.3 0.71"
     assert " ".join(lines[-1].split()) == said
+
+
+def test_the_committed_table_is_that_of_the_committed_record():
+    path = records.place("benchmark_throughput-cpu", smoke=False)
+    rows = records.read(path)
+    assert path.with_suffix(".txt").read_text() == f"{report.table(rows)}\n\n{report.summary(rows)}\n"
 
 
 @pytest.mark.slow
