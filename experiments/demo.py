@@ -9,17 +9,22 @@ any RL library, and compared with eight classic schedules that are each tuned ov
 
 Expected: from every base LR between a tenth and ten times the default the controller ends within 1.05 times the
 final train loss of *tuned* cosine, below cosine from the same base LR, below a random and below a state-blind policy.
+
+Found, three training seeds: 1.228 to 1.258 from every base LR, where tuned cosine has 1.261; cosine from the same base
+LRs 2.00 / 1.67 / 1.35 / 1.26 / 2.30 (x0.1 to x10). The state-blind policy is level at x3 alone (1.238), the random one
+at none.
 """
 
 import multiprocessing
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import tyro
 
+from experiments.support import harness
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
@@ -36,8 +41,8 @@ from metalr.tasks.task import Task
 BLIND = "state-blind policy"
 
 
-@dataclass
-class Args:
+@dataclass(frozen=True)
+class Args(harness.Options):
     """Train, export, use and compare a PPO controller."""
 
     seeds: tuple[int, ...] = (0,)
@@ -48,8 +53,9 @@ class Args:
     """Training runs that each policy learns from."""
     max_seconds: float = 90.0
     """Limit for the training of each policy."""
-    smoke: bool = False
-    """A tiny version that only shows that everything works."""
+
+    def small(self) -> "Args":
+        return replace(self, episodes=128, folder=self.folder.with_name(f"{self.folder.name}-smoke"))
 
 
 def demo_task() -> Task:
@@ -75,8 +81,9 @@ def train(args: Args, name: str, seed: int, visible: tuple[str, ...] | None) -> 
 
 def train_all(args: Args) -> None:
     """Train every policy, two at a time: each takes one core."""
+    jobs: list[tuple[Args, str, int, tuple[str, ...] | None]]
     jobs = [(args, f"ppo-{seed}", seed, None) for seed in args.seeds]
-    jobs += [(args, "state-blind", args.seeds[0], ("progress", "has_horizon"))]
+    jobs.append((args, "state-blind", args.seeds[0], ("progress", "has_horizon")))
     print(
         f"Training {len(jobs)} policies, each on {args.episodes} runs, 64 at a time, two policies at once:", flush=True
     )
@@ -86,21 +93,19 @@ def train_all(args: Args) -> None:
 
 def main(args: Args) -> None:
     """Run the demo."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.episodes, args.folder = 128, args.folder.with_name(args.folder.name + "-smoke")
     train_all(args)
     files = {f"ppo (seed {seed})": args.folder / f"ppo-{seed}" / CONTROLLER for seed in args.seeds}
     first = next(iter(files.values()))
 
     print("\nThe exported file in a plain PyTorch loop, with guesses of the LR up to ten times off:", flush=True)
-    subprocess.run([sys.executable, "-m", "experiments.plain_loop", str(first)], check=True)
+    subprocess.run([sys.executable, "-m", "experiments.support.plain_loop", str(first)], check=True)
 
     print("\nEight classic schedules, each tuned over 11 LRs, and everything rerun on fresh seeds:", flush=True)
+    few: dict[str, Any] = {"num_lrs": 5, "report_seeds": 3} if args.smoke else {}
     comparison = compare(
         demo_task(),
         args.folder / ("compare-" + "-".join(map(str, args.seeds))),
-        Settings(wrong_base=("cosine",), **({"num_lrs": 5, "report_seeds": 3} if args.smoke else {})),
+        Settings(wrong_base=("cosine",), **few),
         controllers={name: load_controller(path) for name, path in files.items()},
         ablations={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
         progress=progress_bar() if sys.stdout.isatty() else None,
@@ -116,4 +121,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    harness.run(main, Args)
