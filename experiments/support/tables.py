@@ -1,33 +1,16 @@
 """Tables of the experiments on the terminal."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from metalr.reports.text_table import plain
 
 Row = dict[str, Any]
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Aligned columns; a loss with eight digits after the point, any other float with four digits."""
-    print(aligned(columns, [[_shown(row.get(column, ""), column) for column in columns] for row in rows]))
-
-
-def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], right: Iterable[str] = (), gap: str = "  ") -> str:
-    """Cells below their header, as text.
-
-    Args:
-        header: a name for each column.
-        lines: as many cells in each.
-        right: names of the columns whose cells stand to the right.
-        gap: between two columns.
-    """
-    to_right = [name in set(right) for name in header]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, to_right, strict=True))
-        return gap.join(padded).rstrip()
-
-    return "\n".join(line(cells) for cells in (header, *lines))
+    print(plain(columns, [[_shown(row.get(column, ""), column) for column in columns] for row in rows]))
 
 
 def by_factor(rows: Sequence[Row], show: Callable[[Row], str], factors: Sequence[float] = ()) -> list[Row]:
@@ -46,9 +29,5 @@ def by_factor(rows: Sequence[Row], show: Callable[[Row], str], factors: Sequence
     return list(lines.values())
 
 
-def _shown(value: Any, column: str) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.8f}" if column == "loss" else f"{value:.4g}"
-    return str(value)
+def _shown(value: Any, column: str) -> Any:
+    return f"{value:.8f}" if column == "loss" and isinstance(value, float) else value

@@ -83,7 +83,7 @@ def plain(header: Sequence[str] | None, rows: Iterable[Sequence[object]], *, ind
         return ""
     _require_equal_lengths(lines[0], lines[1:])
     numeric = [all(isinstance(row[i], (int, float, NoneType)) for row in table) for i in range(len(lines[0]))]
-    return "\n".join(indent + line for line in _aligned(lines, numeric))
+    return "\n".join(indent + line for line in aligned(lines, numeric))
 
 
 def _shown(cell: object) -> str:
@@ -98,8 +98,14 @@ def _require_equal_lengths(header: Sequence[str], rows: Sequence[Sequence[object
         raise ValueError(f"got a row of {len(wrong[0])} cells, expected {len(header)}: {list(header)}")
 
 
-def _aligned(lines: Sequence[Sequence[str]], to_the_right: Sequence[bool], width: float = math.inf) -> list[str]:
-    """Cells padded to columns, which move closer where a line would be wider than `width`."""
+def aligned(lines: Sequence[Sequence[str]], to_the_right: Sequence[bool], width: float = math.inf) -> list[str]:
+    """Cells padded to columns, a line of text for each line of cells.
+
+    Args:
+        lines: equally many cells in each.
+        to_the_right: for each column.
+        width: where a line would be wider, columns move closer.
+    """
     sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
     gap = "  " if sum(sizes) + 2 * (len(sizes) - 1) <= width else " "
     return [
@@ -155,7 +161,7 @@ def _value(cell: Cell) -> str:
 def _drawn(grid: Grid, width: int) -> str:
     rows = [[f"{'* ' if i in grid.marked else '  '}{row[0]}", *map(str, row[1:])] for i, row in enumerate(grid.rows)]
     rule = ["-" * max(map(len, column)) for column in zip(grid.header, *rows, strict=True)]
-    lines = _aligned([grid.header, rule, *rows], [False, *[True] * (len(grid.header) - 1)], width)
+    lines = aligned([grid.header, rule, *rows], [False, *[True] * (len(grid.header) - 1)], width)
     return "\n".join([grid.title, *lines, *(line for note in grid.notes for line in wrap(note, width))])
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 
 from experiments.support import harness, plotting
-from experiments.support.tables import aligned, by_factor, print_table
+from experiments.support.tables import by_factor, print_table
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,6 @@ def test_a_table_is_aligned(capsys):
 def test_a_table_without_rows_has_a_header(capsys):
     print_table([], ["a", "bc"])
     assert capsys.readouterr().out == "a  bc\n"
-
-
-def test_numbers_stand_to_the_right():
-    assert aligned(["n", "rate"], [["a", "1"], ["b", "22"]], right=["rate"], gap=" ") == "n rate\na    1\nb   22"
 
 
 def test_a_contender_without_a_factor_stands_in_every_column():

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from experiments.support.plotting import COLOURS, legend, panels
-from experiments.support.tables import aligned
+from metalr.reports.text_table import aligned
 
 Row = dict[str, Any]
 _OPTIMIZERS = {"momentum": "momentum", "adam": "Adam", "adamw": "AdamW"}
@@ -53,8 +53,8 @@ def table(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.get("steps_per_s") is not None]
     measured.sort(key=lambda row: (order.index((row["model"], row.get("optimizer"))), row["num_runs"]))
     lines = [[show(row) for show in COLUMNS.values()] for row in measured]
-    numbers = [name for name in COLUMNS if name not in ("model", "optim.", "how")]
-    return aligned(list(COLUMNS), lines, right=numbers, gap=" ")
+    numbers = [name not in ("model", "optim.", "how") for name in COLUMNS]
+    return "\n".join(aligned([list(COLUMNS), *lines], numbers, width=100))
 
 
 def summary(rows: Sequence[Row]) -> str:
