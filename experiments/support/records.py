@@ -52,7 +52,10 @@ def hardware(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache
+# Once in a process: the commit that matters is the one whose code was loaded.
+_versions = functools.cache(versions)
+
+
 def circumstances(device: str, packages: tuple[str, ...] = PACKAGES) -> Row:
     """Device, hardware, threads, versions and commit.
 
@@ -61,7 +64,7 @@ def circumstances(device: str, packages: tuple[str, ...] = PACKAGES) -> Row:
         packages: whose versions are named too, where they are installed.
     """
     threads = torch.get_num_threads()
-    return {"device": device, "hardware": hardware(device), "torch_threads": threads, **versions(*packages)}
+    return {"device": device, "hardware": hardware(device), "torch_threads": threads, **_versions(*packages)}
 
 
 def write(name: str, rows: Iterable[Row], *, device: str, smoke: bool) -> Path:
