@@ -16,7 +16,7 @@ from metalr.compare.run_record import RunRecord
 from metalr.compare.selection import Criterion
 
 # Okabe and Ito's palette without yellow: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
 _DASHES = {Kind.ABLATION: (0, (4, 2)), Kind.TARGET: (0, (1, 1.5))}
 # More lines than this cannot be told apart.
 MAX_LINES = 8
@@ -52,7 +52,7 @@ def _line_styles(names: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, d
     for index, name in enumerate(names):
         kind = kinds.get(name, Kind.SCHEDULE)
         styles[name] = {
-            "color": _COLOURS[index % len(_COLOURS)],
+            "color": COLOURS[index % len(COLOURS)],
             "linewidth": 2.6 if kind is Kind.LEARNED else 1.5,
             "linestyle": _DASHES.get(kind, "-"),
             "zorder": 3 if kind is Kind.LEARNED else 2,
@@ -85,7 +85,7 @@ def repair_figure(comparison: Comparison, contender: str, task: str | None = Non
         )
     figure, (lr_axis, loss_axis) = panels(2)
     for index, (label, runs) in enumerate(groups.items()):
-        style = {"color": _COLOURS[index - 1], "linewidth": 1.8} if index else {"color": "black", "linestyle": "--"}
+        style = {"color": COLOURS[index - 1], "linewidth": 1.8} if index else {"color": "black", "linestyle": "--"}
         _draw_run(lr_axis, loss_axis, comparison, runs, label, style)
     _finish_run_axes(lr_axis, loss_axis)
     figure.suptitle(f"{name}: {contender} from wrong base LRs", fontsize=11)
