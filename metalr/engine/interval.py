@@ -1,4 +1,4 @@
-"""One decision interval of inner steps, and what was seen in it."""
+"""One decision interval: its inner steps and their statistics."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -31,12 +31,12 @@ class Interval(NamedTuple):
 def run_interval(
     advance: Advance, layout: ParameterLayout, state: RunState, batches: Iterable[Batch], lr: Tensor
 ) -> tuple[RunState, RunStats]:
-    """Apply an inner step for each LR and measure what was seen.
+    """Apply an inner step for each LR and measure them.
 
-    Gradients and updates are compared over the last two steps only: that is all that the statistics need.
+    Gradients and updates are compared over the last two steps only, which is all that the statistics need.
 
     Args:
-        advance: the step.
+        advance: the inner step.
         layout: of the params.
         state: of `num_runs` runs.
         batches: one for each step.
