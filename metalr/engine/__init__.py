@@ -12,5 +12,5 @@ cuda_graphs     an interval as one CUDA graph
 compilation     the step by `torch.compile`
 chunks          runs that go through a CPU's cache together
 evaluation      loss and metric on a split
-memory          how many runs fit on a device
+memory          the number of runs that fit on a device
 """

@@ -1,7 +1,7 @@
 """Losses and metrics of many runs at once: `(num_runs, batch, …)` outputs and targets to `(num_runs,)`.
 
-The ones that are known are written out; any other function of one run's outputs goes through `vmap`, which gives the
-same numbers and costs more of the interpreter's time.
+The known ones are written out; any other function of one run's outputs goes through `vmap`, which gives the same
+numbers and takes more of the interpreter's time.
 """
 
 from collections.abc import Callable
@@ -63,6 +63,7 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).flatten(1).double().mean(1)
 
 
+# Function of one run -> the same of many runs.
 KNOWN: dict[Callable, RunLoss] = {
     functional.cross_entropy: _cross_entropy,
     functional.mse_loss: _mse_loss,

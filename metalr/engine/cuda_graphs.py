@@ -101,7 +101,7 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class GraphExecutor(Executor):
-    """Captures an interval when its length is seen first, and replays it from then on.
+    """Captures an interval of each length at its first use and replays it from then on.
 
     If the compiled step cannot be captured, the plain one is; if that cannot be either, intervals are made step by
     step. One warning each says why.

@@ -28,8 +28,7 @@ class Executor(ABC):
 
     Attributes:
         preparation_seconds: spent on compiling and capturing so far.
-        how: "step by step", "compiled", "one graph" or "one graph, compiled": what is really done, after whatever
-            had to be given up.
+        how: the way in use after any fallback: "step by step", "compiled", "one graph" or "one graph, compiled".
     """
 
     preparation_seconds = 0.0

@@ -1,4 +1,4 @@
-"""One decision interval of inner steps, and what was seen in it."""
+"""One decision interval: its inner steps and their statistics."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def run_interval(
     """Apply an inner step for each LR and measure the interval; at least two steps.
 
     Args:
-        advance: the step.
+        advance: the inner step.
         layout: of the params.
         state: of `num_runs` runs.
         batches: one for each step.

@@ -1,4 +1,4 @@
-"""How the trainable parameters of a network lie in one flat row."""
+"""The flat row in which the trainable parameters of a network lie."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ParameterLayout:
-    """How the trainable parameters of a module lie in one flat row, group after group.
+    """Order and shapes of the trainable parameters of a module in one flat row, group after group.
 
     Args:
         module: gives names, order and shapes.
@@ -51,7 +51,7 @@ class ParameterLayout:
 
     @property
     def num_groups(self) -> int:
-        """Learning rates that a run has."""
+        """Number of learning rates of a run."""
         return len(self.groups)
 
     def pieces(self, params: Tensor) -> list[Tensor]:
@@ -84,7 +84,7 @@ class ParameterLayout:
 
 
 def parameter_places(module: nn.Module) -> list[tuple[dict[str, Any], str, str, nn.Parameter]]:
-    """Where a module keeps its trained parameters: the dictionary, the key in it, the full name, the parameter."""
+    """Every place of a trained parameter in a module: the dictionary, the key in it, the full name, the parameter."""
     names = {id(p): name for name, p in module.named_parameters()}
     return [
         (layer._parameters, key, names[id(p)], p)

@@ -1,4 +1,4 @@
-"""How much memory a run takes, how much there is, and so how many runs fit. Computed, before anything is allocated."""
+"""Memory of a run, free memory of a device, and so the number of runs that fit, before anything is allocated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ _RESERVE = 0.1
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one run takes, in bytes.
+    """Memory of one run, in bytes.
 
     Attributes:
         state: weights, optimizer buffers and the copies of them that an inner step makes.
-        activations: what a forward pass keeps for the backward pass, and as much again for their gradients.
+        activations: tensors that a forward pass keeps for the backward pass, and as much again for their gradients.
         batch: one minibatch.
-        tensor: the largest that an operation works on: the flat row of weights, or what the forward pass keeps.
+        tensor: the largest that an operation works on: the flat row of weights, or one kept by the forward pass.
     """
 
     state: int
@@ -42,12 +42,12 @@ class Footprint:
 
 
 def footprint(step: TrainingStep, batch: Batch | None, dtype: torch.dtype) -> Footprint:
-    """Measure one run: its forward pass is made once, on the CPU or wherever the module is.
+    """Measure one run by a single forward pass, on the device of the module.
 
     Args:
         step: of the task.
-        batch: inputs and targets `(num_runs, batch, …)` of one run, or of several where these take another way through
-            the network; None where no minibatch can be had without using one up.
+        batch: inputs and targets `(num_runs, batch, …)` of one run, or of several where these take another route
+            through the network; None where no minibatch can be had without using one up.
         dtype: of the weights.
     """
     layout = step.layout
@@ -93,7 +93,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def max_runs(size: Footprint, device: torch.device, chunk: int | None = None) -> int | None:
-    """How many runs fit on a device now, or None where the system does not say how much memory is free.
+    """Number of runs that fit on a device now, or None where the system does not say how much memory is free.
 
     Args:
         size: of one run.
@@ -135,7 +135,7 @@ def _mem_available() -> int | None:
 
 
 def _cgroup_available() -> int | None:
-    """What a container's limit leaves, where there is one."""
+    """Memory that a container's limit leaves, where there is one."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))

@@ -40,10 +40,10 @@ class BatchedRuns:
     Run *i* depends on `seeds[i]` alone: at the same `num_runs` it is bit-identical whatever its neighbours do.
 
     Args:
-        task: what is trained.
-        num_runs: how many runs.
+        task: the task to train.
+        num_runs: number of runs.
         dtype: of weights, data and losses.
-        device: where everything lives.
+        device: of the runs and their data.
         groups: "global" (one LR), "module" (one for each layer) or lists of parameter names.
         compile: compile the training step with `torch.compile`. "auto" does so on CUDA, and on a CPU if
             `planned_steps` are enough to earn back the twenty seconds or so that it costs. If compilation fails, one
@@ -59,7 +59,7 @@ class BatchedRuns:
             the device has free.
 
     Attributes:
-        footprint: bytes that one run takes.
+        footprint: memory of one run.
         executor: carries out the intervals; `executor.preparation_seconds` went into compiling and capturing.
 
     Example:

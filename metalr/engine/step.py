@@ -46,7 +46,7 @@ class TrainingStep:
     """One inner step of every run: `(state, batch, lr) -> (state, loss, gradient)`, pure and differentiable.
 
     Args:
-        task: what is trained.
+        task: the task to train.
         layout: where each parameter lies.
         module: a template of the network; only frozen parameters and buffers are read from it.
 

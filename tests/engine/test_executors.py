@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
-from torch.func import functional_call, grad, vmap
+from torch.func import vmap
 from torch.nn import functional
 
 from metalr.engine import batched_losses, compilation, cuda_graphs, memory
@@ -21,7 +21,6 @@ from metalr.engine.interval import Interval, run_interval
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import UnmaskedStep
 from metalr.tasks import losses
-from metalr.tasks.catalog import make_task
 from metalr.tasks.models import MLP, ByteTransformer, ConvNet, GRUClassifier, Point, takes_runs
 from metalr.tasks.task import Task
 from metalr.trees import leaves
@@ -35,6 +34,20 @@ NETWORKS = {
     "gru": (partial(GRUClassifier, 3, 4, 3), (5, 3)),
     "bytes": (partial(ByteTransformer, 8, 2, 2, 12), None),
 }
+
+
+class Tied(nn.Module):
+    """The same matrix twice, and one that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(12, 3)
+        self.head.weight.requires_grad_(False)
+
+    def forward(self, inputs):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(inputs)))))
 
 
 def inputs_of(network: str, *leading: int) -> torch.Tensor:
@@ -71,32 +84,6 @@ def rates(value: float = 0.01, num_runs: int = len(SEEDS)) -> torch.Tensor:
 # Networks and losses of many runs at once
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_many_runs_at_once_are_the_runs_one_by_one(network):
-    module = NETWORKS[network][0]().double()
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: p.detach() + 0.1 * torch.randn(3, *p.shape, generator=generator, dtype=p.dtype)
-        for name, p in module.named_parameters()
-    }
-    inputs = inputs_of(network, 3, 4)
-
-    def total(weights, call):
-        return call(weights).cos().sum()
-
-    def together(weights):
-        return functional_call(module, weights, (inputs,))
-
-    def apart(weights):
-        return vmap(lambda w, x: functional_call(module, w, (x,)))(weights, inputs)
-
-    assert takes_runs(module)
-    torch.testing.assert_close(together(weights), apart(weights), rtol=0.0, atol=1e-12)
-    first, second = (grad(total)(weights, call) for call in (together, apart))
-    for name in weights:
-        torch.testing.assert_close(first[name], second[name], rtol=0.0, atol=1e-11)
-
-
 def test_a_network_that_might_mix_examples_is_left_to_vmap():
     assert takes_runs(Point([1.0]))
     assert not takes_runs(MLP([4, 3, 2], lambda x: x.softmax(0)))
@@ -127,73 +114,7 @@ def test_cross_entropy_with_targets_left_out_or_as_probabilities():
         torch.testing.assert_close(batched_losses.over_runs(functional.cross_entropy)(outputs, targets), expected)
 
 
-def test_a_loss_of_ones_own_goes_through_vmap():
-    task = task_of(loss=lambda outputs, targets: functional.cross_entropy(outputs, targets) * 2.0)
-    runs, plain = started(task), started(task_of())
-    batch = next(iter(runs.data.batches(runs.seeds, runs.variants, runs.state.step, 1, 8)))
-    with torch.no_grad():
-        doubled, single = (each.step.gradient_and_loss(each.state.params, batch) for each in (runs, plain))
-    torch.testing.assert_close(doubled[0], 2.0 * single[0])
-    torch.testing.assert_close(doubled[1], 2.0 * single[1])
-
-
-# Gradients with and without torch.func
-
-
-@pytest.mark.parametrize("num_runs", [1, 3])
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_tape_and_torch_func_give_the_same_gradient(network, num_runs):
-    runs = started(task_of(network), SEEDS[:num_runs])
-    batch = next(iter(runs.data.batches(runs.seeds, runs.variants, runs.state.step, 1, 8)))
-    with torch.no_grad():
-        taped = runs.step.gradient_and_loss(runs.state.params, batch)
-    differentiable = runs.step.gradient_and_loss(runs.state.params, batch)
-    for a, b in zip(taped, differentiable, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-12)
-
-
-class Tied(nn.Module):
-    """The same matrix twice, and one that is not trained."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False)
-        self.second.weight = self.first.weight
-        self.head = nn.Linear(12, 3)
-        self.head.weight.requires_grad_(False)
-
-    def forward(self, inputs):
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(inputs)))))
-
-
-def test_tied_and_frozen_weights():
-    runs, alone = started(task_of(model=Tied)), started(task_of(model=Tied), SEEDS[:1])
-    assert runs.layout.names == ["first.weight", "head.bias"]
-    for each in (runs, alone):
-        each.unroll(rates(0.01, each.num_runs), 6)
-    # The frozen head is drawn anew by each engine, so only the gradient's shape and effect are compared.
-    module = alone.module_of(0)
-    assert torch.equal(module.second.weight, module.first.weight)
-    assert alone.state.params.isfinite().all()
-    assert not torch.equal(alone.state.params[0], started(task_of(model=Tied), SEEDS[:1]).state.params[0])
-
-
 # Masks and chunks
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
-def test_without_masks_is_the_step_to_the_bit(optimizer):
-    runs = started(task_of(optimizer=optimizer))
-    state, unmasked = runs.state, UnmaskedStep(runs.step)
-    with torch.no_grad():
-        for batch in runs.data.batches(runs.seeds, runs.variants, state.step, 5, 8):
-            quick = unmasked(state, batch, rates()[:, None])
-            assert unmasked.healthy
-            state, loss, gradient = runs.step(state, batch, rates()[:, None])
-            assert torch.equal(quick[1], loss)
-            assert torch.equal(quick[2], gradient)
-            for a, b in zip(leaves(quick[0]), leaves(state), strict=True):
-                assert torch.equal(a, b)
 
 
 def test_without_masks_gives_up_when_a_run_diverges():
@@ -291,10 +212,19 @@ def test_on_cuda_kernels_are_chosen_by_rule(monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda step, **options: asked.append(options))
     step = started(task_of()).step
-    for device in ("cpu", "cuda"):
+    for device, by_rule in (("cpu", True), ("cuda", True), ("cuda", False)):
         step.device = torch.device(device)
-        compilation.compiled(step)
-    assert asked == [{}, {"options": {"deterministic": True}}]
+        compilation.compiled(step, by_rule)
+    assert asked == [{}, {"options": {"deterministic": True}}, {}]
+
+
+def test_the_choice_of_kernels_reaches_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compilation, "compiled", lambda step, by_rule: asked.append(by_rule) or step)
+    for by_rule in (True, False):
+        runs = started(task_of(), compile=True, kernels_by_rule=by_rule)
+        GraphExecutor(runs.step, runs.data, True, by_rule)
+    assert asked == [True, True, False, False]
 
 
 def test_costly_statistics_are_taken_on_the_last_two_steps_only(monkeypatch):
@@ -536,14 +466,3 @@ def test_an_interval_is_a_pure_function_of_the_state():
         first, second = (EagerExecutor(runs.step, runs.data).unroll(runs.state, interval) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(leaves(runs.state)[:-2], before[:-2], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(leaves(first[0]), leaves(second[0]), strict=True))
-
-
-def test_a_shipped_task_is_the_same_by_the_quick_way_and_by_vmap(monkeypatch):
-    task = make_task("teacher-student")
-    quick, slow = started(task), started(task)
-    slow.step.losses.takes_runs = False
-    for runs in (quick, slow):
-        runs.unroll(rates(0.05), 20)
-    torch.testing.assert_close(quick.state.params, slow.state.params, rtol=0.0, atol=1e-11)
-    for a, b in zip(quick.evaluate("valid"), slow.evaluate("valid"), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=0.0, equal_nan=True)

@@ -94,6 +94,21 @@ def test_the_parts_make_up_the_whole():
     assert len(whole) == sum(map(len, parts)) - 2  # the hardware's limits belong to each
 
 
+def test_kernels_by_the_clock_are_those_of_the_bare_engine(monkeypatch):
+    args = benchmark_throughput.Args(by_rule=False, seconds=0.01)
+    rows = benchmark_throughput.plan(args)
+    assert {row.part for row in rows} == {"limits", "scan", "models"}
+    asked, make = [], throughput_loops.BatchedRuns
+
+    def record(*arguments, kernels_by_rule, **options):
+        asked.append(kernels_by_rule)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(throughput_loops, "BatchedRuns", record)
+    benchmark_throughput.measure_engine(partial(make_task, "quadratic"), 1, False, args)
+    assert asked == [False]
+
+
 @pytest.fixture
 def sitting(monkeypatch, tmp_path):
     """Runs the command on rows that count how often they are measured: two that work and one that does not."""
