@@ -93,7 +93,7 @@ def guarded_floor(value: Tensor) -> Tensor:
 
 
 def reached(progress: Tensor, boundary: float) -> Tensor:
-    """Mask of the progress at or past a boundary, with the tolerance of `guarded_floor`."""
+    """Mask of where progress is at or past a boundary, with the tolerance of `guarded_floor`."""
     return progress >= boundary - tolerance(progress.dtype) * max(1.0, boundary)
 
 

@@ -226,9 +226,10 @@ def noisy_linear_cosine_decay(
     beta: float = 0.001,
     seed: int | None = None,
 ) -> StepFunction:
-    """`linear_cosine_decay` with Gaussian noise of variance initial_variance / (1 + step) ** variance_decay on the line.
+    """`linear_cosine_decay` with Gaussian noise added to the line.
 
-    The noise has TensorFlow's distribution but not its numbers. As in TensorFlow, the LR may fall below 0.
+    The noise has variance initial_variance / (1 + step) ** variance_decay: TensorFlow's distribution, but not its
+    numbers. As in TensorFlow, the LR may fall below 0.
     """
     schedule = NoisyLinearCosine(
         initial_variance=initial_variance,
