@@ -22,8 +22,8 @@ class InnerOptimizer(ABC):
     """The interface of an inner optimizer, and the settings that all of them share.
 
     Attributes:
-        weight_decay: L2 penalty: weight_decay * params is added to the gradient (`AdamW` decouples it).
-        clip_norm: Euclidean norm down to which the gradient of each run is scaled; None leaves it alone.
+        weight_decay: factor of the L2 penalty; weight_decay * params is added to the gradient (`AdamW` decouples it).
+        clip_norm: largest Euclidean norm of each run's gradient, which is scaled down to it; None leaves it alone.
     """
 
     weight_decay: float = 0.0
@@ -73,8 +73,8 @@ class InnerOptimizer(ABC):
 class SGD(InnerOptimizer):
     """Gradient descent with heavy-ball or Nesterov momentum, as `torch.optim.SGD` without dampening.
 
-    Equation: buffer = momentum * buffer + gradient; params -= lr * buffer (Nesterov: lr * (gradient + momentum *
-    buffer)).
+    Equation: buffer = momentum * buffer + gradient; params -= lr * buffer, or for Nesterov's variant
+    params -= lr * (gradient + momentum * buffer).
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum", in torch's variant.
 
     Example:

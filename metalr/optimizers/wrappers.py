@@ -26,7 +26,7 @@ class Hypergradient(InnerOptimizer):
     The optimizer's update is -lr·dₜ with a direction dₜ that does not depend on the LR (the gradient for SGD, the
     ratio of moments for Adam). The derivative of the loss with respect to the previous LR is -gₜ·dₜ₋₁, hence
 
-        lrₜ = lrₜ₋₁ + beta · gₜ·dₜ₋₁,   paramsₜ = paramsₜ₋₁ - lrₜ·dₜ,   d₀ = 0      (algorithms 4 and 5 there)
+        lrₜ = lrₜ₋₁ + beta · gₜ·dₜ₋₁,   paramsₜ = paramsₜ₋₁ - lrₜ·dₜ,   d₀ = 0      (their algorithms 4 and 5)
 
     `Hypergradient(inner=SGD())` is SGD-HD and `Hypergradient(inner=Adam())` is Adam-HD. The LR is part of the
     optimizer's state: the `lr` argument is its initial value and is not read after the first update. As in the

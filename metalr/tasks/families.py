@@ -12,7 +12,7 @@ from metalr.tasks.task import Task
 
 @dataclass(frozen=True)
 class TaskFamily:
-    """A distribution of tasks: settings that fix shapes are drawn here, the rest anew at every reset of a run.
+    """A distribution of tasks: settings that fix shapes are drawn here, the rest at every reset of a run.
 
     Attributes:
         name: shown in cards and records.

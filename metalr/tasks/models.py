@@ -203,7 +203,7 @@ class ConvNet(nn.Module):
 
     def _normalise(self, hidden: Tensor, norm: nn.Module) -> Tensor:
         """Group normalisation, `(num_runs, batch, *sides, channels)` to `(num_runs * batch, *sides, channels)`."""
-        # With two sides, one of length 1, the library uses the channels-last layout as it is and copies nothing.
+        # With two sides, one of length 1, the library accepts the channels-last layout and copies nothing.
         images = hidden.flatten(0, 1).flatten(1, -2).mT.unsqueeze(2)
         normal = functional.group_norm(images, norm.num_groups, eps=norm.eps)  # type: ignore[arg-type]
         normal = normal.squeeze(2).mT.reshape(hidden.shape)
