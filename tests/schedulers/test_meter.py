@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam
 
-from metalr.schedulers import meter as meter_module
+from metalr.schedulers import sums
 from metalr.schedulers.meter import OptimizerMeter
 
 
@@ -45,7 +45,7 @@ def place(tensor, *, aligned):
 @pytest.mark.parametrize("scope", ["global", "param_group"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_statistics_are_those_of_copies(name, scope, aligned, on_host, monkeypatch):
-    monkeypatch.setattr(meter_module, "_on_host", lambda _: on_host)
+    monkeypatch.setattr(sums, "on_host", lambda _: on_host)
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), (5,), (2, 2))]
     params = [torch.nn.Parameter(place(p, aligned=aligned)) for p in params]
