@@ -133,7 +133,7 @@ def test_it_can_be_read():
     assert "CARD = {'about': {'trained_on': 'nothing, weights are random'" in source
     assert "import metalr" not in source
     assert "from metalr" not in source.split('"""', 2)[2]
-    assert "# After an explosion the multiplier is held below this share" in source  # comments survive
+    assert "# After an explosion the multiplier is held to this fraction" in source  # comments survive
     assert max(map(len, source.splitlines())) <= 120
     assert "OneCycle" not in source  # what is not used is not there
     for line in source.splitlines():
