@@ -85,7 +85,12 @@ def initial_state(spec: ActionSpec, like: Tensor) -> ActionState:
     return ActionState(ones, ones, ones * spec.high)
 
 
-def act(spec: ActionSpec, action: Tensor, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
+def act(
+    spec: ActionSpec,
+    action: Tensor,
+    observation: Tensor,
+    state: ActionState,
+) -> tuple[Tensor, ActionState]:
     """The multiplier that an action sets after an observation.
 
     Args:
