@@ -193,7 +193,7 @@ def _verified_card(content: bytes, name: str) -> dict[str, Any]:
         header = json.loads(content[8 : 8 + length])
         checksum, text = header["__metadata__"]["sha256"], header["__metadata__"]["metalr"]
         if not re.fullmatch("[0-9a-f]{64}", checksum):
-            raise ValueError("its checksum is not one")
+            raise ValueError("its checksum is malformed")
         if _checksum(content, checksum) != checksum:
             raise ValueError("its checksum does not match its content")
         card = json.loads(text, parse_constant=_refuse_constant)

@@ -118,6 +118,7 @@ class PolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PolicyController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         num_layers = int(config["num_layers"])
         if not 1 <= num_layers <= 16:
             raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")

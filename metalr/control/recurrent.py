@@ -85,6 +85,7 @@ class RecurrentPolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentPolicyController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return RecurrentPolicyController(tensors, **acting_parts(config))
 
 

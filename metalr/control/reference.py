@@ -45,6 +45,7 @@ class ScheduleController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
 
 
@@ -84,6 +85,7 @@ class RandomController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RandomController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return RandomController(**acting_parts(config), seed=int(config["seed"]))
 
 
@@ -143,5 +145,5 @@ class ReplayController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ReplayController":
-        """Rebuild from `config()`."""
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ReplayController(tuple(map(float, config["multipliers"])), schedules.from_config(config["schedule"]))
