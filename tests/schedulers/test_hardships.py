@@ -1,4 +1,4 @@
-"""Schedulers when the loop is not as the README has it: odd calls, other horizons, numbers that are not numbers."""
+"""Schedulers in loops unlike the README's: odd calls, other horizons, non-finite numbers."""
 
 import copy
 import math
@@ -102,7 +102,7 @@ def test_an_epoch_number_is_refused():
 
 
 def test_the_callers_tensors_are_not_kept_alive():
-    """Looking at the caller must not hold its local variables: they are the activations of a step."""
+    """Inspecting the caller must not keep its local variables alive: they hold the activations of a step."""
     import weakref
 
     training = Training()

@@ -1,4 +1,4 @@
-"""What the meter reads from an optimizer, against the same numbers computed from copies of everything."""
+"""The statistics that the meter reads from an optimizer, against those computed from copies of everything."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from metalr.schedulers.meter import OptimizerMeter
 
 
 class Weighted(SGD):
-    """A user's own: it does something to the weights that its momentum does not show."""
+    """An optimizer of a user's own, which changes the weights in a way that its momentum does not show."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -35,7 +35,7 @@ def norm(tensors):
 
 
 def place(tensor, *, aligned):
-    """The same numbers where a scalar product may begin, or eight bytes after."""
+    """The same numbers on a boundary at which a scalar product may begin, or eight bytes after it."""
     flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
     return (flat[:-1] if aligned else flat[1:]).view(tensor.shape).copy_(tensor)
 
