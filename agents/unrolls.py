@@ -1,7 +1,7 @@
-"""A run of the batched engine under learned meta-parameters, as a pure function that gradients go through.
+"""Runs of the batched engine under learned meta-parameters, as pure functions that can be differentiated.
 
-`Unroll` is shared by the meta-gradients, which differentiate it, and by the evolution strategies, which only
-run it forward. Knows nothing of outer steps.
+`Unroll` is shared by the meta-gradients, which differentiate it, and the evolution strategies, which only run it
+forward.
 """
 
 from collections.abc import Callable
@@ -25,17 +25,17 @@ from metalr.learned.policies import ClosedLoop
 from metalr.tasks.data import Batch
 
 META_LOSSES = ("mean-train", "final-train", "final-valid")
-# Elements that the evaluation of a final loss puts through the network at once.
+# Elements that pass through the network at once when a final loss is evaluated.
 _CHUNK = 4096
 
 
 class Carry(NamedTuple):
-    """Everything that passes from one inner step to the next.
+    """Everything carried from one inner step to the next.
 
     Attributes:
-        runs: of the engine.
-        loop: of a closed loop; None for an open one.
-        loss_sum: `(num_runs,)`, sum of the minibatch losses so far.
+        runs: state of the engine's runs.
+        loop: state of a closed loop; None for an open one.
+        loss_sum: sum of the minibatch losses so far, `(num_runs,)`.
     """
 
     runs: RunState
@@ -44,7 +44,7 @@ class Carry(NamedTuple):
 
 
 class FirstOrderStep(TrainingStep):
-    """A training step whose gradient counts as a constant: no second derivatives."""
+    """A training step whose gradient is taken as a constant, without second derivatives."""
 
     def gradient_and_loss(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient, loss = super().gradient_and_loss(params, batch)
@@ -52,11 +52,11 @@ class FirstOrderStep(TrainingStep):
 
 
 class LivePolicy:
-    """A learned closed loop as the controller that it becomes, with the path of its gradients intact.
+    """A learned closed loop in the form of a controller, through which gradients flow.
 
     Args:
-        policy: gives action, decisions and size of the memory.
-        call: `(observation, memory) -> (action, memory)`, the policy itself or with parameters of each run's own.
+        policy: supplies the action, the decisions and the size of the memory.
+        call: `(observation, memory) -> (action, memory)`: the policy itself, or with separate parameters for each run.
     """
 
     def __init__(self, policy: ClosedLoop, call: Callable[..., Any]) -> None:
@@ -64,11 +64,12 @@ class LivePolicy:
         self.call = call
 
     def init(self, like: Tensor) -> RecurrentState:
-        """The state before the first decision, in the shape of `like`, `(num_runs, num_groups)`."""
+        """The state before the first decision, shaped `(num_runs, num_groups)` like `like`."""
         memory = like.new_zeros((*like.shape, self.policy.memory_size), dtype=torch.float64)
         return RecurrentState(memory, actions.initial_state(self.policy.action, like))
 
     def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """One decision, as for `Controller`."""
         action, memory = self.call(observation, state.memory)
         multiplier, action_state = actions.act(self.policy.action, action, observation, state.action)
         return multiplier, RecurrentState(memory, action_state)
@@ -78,20 +79,22 @@ class Unroll:
     """Runs of one task from their seeds to the horizon under a learned module.
 
     Open loop: lr(t) = base_lr · learned(t / horizon). Closed loop: lr(t) = base_lr · schedule(t / horizon) ·
-    multiplier, decided `learned.decisions` times from the observation, as in `metalr.engine.episodes.run_episode`.
+    multiplier, where the multiplier is decided `learned.decisions` times from the observation, as in
+    `metalr.engine.episodes.run_episode`.
 
     Args:
-        runs: the engine; its runs are started anew from `seeds`.
+        runs: the engine; its runs are restarted from `seeds`.
         learned: an open-loop or closed-loop module.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, or None for the task's.
-        call: what to call in place of `learned`, with arguments that have the leading axis num_runs: the module
-            with meta-parameters of each run's own. None gives all runs the module's.
+        call: called in place of `learned`, with arguments that have the leading axis num_runs: the module with separate
+            meta-parameters for each run. None gives all runs those of the module.
         schedule: base schedule of a closed loop.
-        order: 2 differentiates through the inner gradients, 1 takes them as constants.
+        order: 2 differentiates through the inner gradients; 1 takes them as constants.
 
     Raises:
-        ValueError: `order` is neither 1 nor 2, or the horizon is too short for the decisions.
+        ValueError: `order` is neither 1 nor 2, `learned` is neither open-loop nor closed-loop, or the horizon is too
+            short for the decisions.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Unroll:
         order: int = 2,
     ) -> None:
         if order not in (1, 2):
-            raise ValueError(f"got order {order}, expected 1 or 2: 1 leaves out the second derivatives")
+            raise ValueError(f"got order {order}, expected 1 or 2: 1 omits the second derivatives")
         if not isinstance(learned, (OpenLoop, ClosedLoop)):
             raise ValueError(
                 f"got a {type(learned).__name__}, expected a module of metalr.learned.schedules: subclass those"
@@ -126,11 +129,11 @@ class Unroll:
         self.like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
 
     def start(self, dead: Tensor | None = None) -> Carry:
-        """Before the first inner step.
+        """The state before the first inner step.
 
         Args:
-            dead: `(num_runs,)` bool, runs that are frozen from the start: those that are known to diverge. A frozen
-                run is fed zeros, so that no NaN of its own can reach the gradient of the others.
+            dead: runs to freeze from the start because they are known to diverge, `(num_runs,)` bool. A frozen run is
+                fed zeros, so that none of its NaNs can reach the gradient of the others.
         """
         state = self.runs.state
         row = self.learned.initial_params() if self.call is None else None
@@ -142,9 +145,14 @@ class Unroll:
         return Carry(state, policy, torch.zeros_like(self.like[:, 0]))
 
     def advance(self, carry: Carry, start: int, stop: int) -> Carry:
-        """Inner steps `start` to `stop`; a closed loop decides anew at each of `self.stops` on the way.
+        """The state after inner steps `start` to `stop`, with a decision of a closed loop at each of `self.stops`.
 
-        A closed loop must start and stop at decisions, since the statistics of an interval are not carried.
+        A closed loop must start and stop at decisions, because the statistics of an interval are not carried.
+
+        Args:
+            carry: the state before inner step `start`.
+            start: first inner step.
+            stop: inner step before which to stop.
         """
         while start < stop:
             end = min(next(s for s in self.stops if s > start), stop)
@@ -156,16 +164,19 @@ class Unroll:
         """The meta-loss of each run at the horizon, `(num_runs,)`; 0 for a diverged run.
 
         Args:
-            carry: at the horizon.
+            carry: the state at the horizon.
             name: "mean-train" (minibatch loss, mean over all inner steps), "final-train" or "final-valid" (mean
                 over the whole split after the last inner step).
+
+        Raises:
+            ValueError: an unknown name.
         """
         check_meta_loss(name)
         value = carry.loss_sum / self.horizon if name == "mean-train" else self.split_loss(carry, name[6:])
         return torch.where(carry.runs.diverged, 0.0, value)
 
     def split_loss(self, carry: Carry, split: str) -> Tensor:
-        """Mean loss over a split, `(num_runs,)`."""
+        """The mean loss over a split, `(num_runs,)`."""
         params = torch.where(carry.runs.diverged[:, None], 0.0, carry.runs.params)
         total, seen = torch.zeros_like(carry.loss_sum), 0
         chunks = self.runs.data.chunks(split, self.runs.variants, 1 << 62, _CHUNK)  # type: ignore[arg-type]
@@ -190,7 +201,7 @@ class Unroll:
         return self.step(state, batch, torch.where(state.diverged[:, None], 0.0, lr))
 
     def _lrs(self, carry: Carry, start: int, stop: int) -> Tensor:
-        """`(num_steps, num_runs, num_groups)` absolute LRs of an interval."""
+        """The absolute LRs of an interval, `(num_steps, num_runs, num_groups)`."""
         progress = torch.arange(start, stop, device=self.runs.device, dtype=torch.float64) / self.horizon
         if carry.loop is not None:
             factor = self.schedule(progress).to(self.runs.dtype)[:, None, None]
@@ -212,6 +223,10 @@ class Unroll:
 
 
 def check_meta_loss(name: str) -> None:
-    """Raise ValueError unless `name` is one of `META_LOSSES`."""
+    """Check the name of a meta-loss.
+
+    Raises:
+        ValueError: it is not one of `META_LOSSES`.
+    """
     if name not in META_LOSSES:
         raise ValueError(f"got meta-loss {name!r}, expected one of {', '.join(META_LOSSES)}: use one of these")

@@ -1,13 +1,13 @@
 """Observe, decide, remember: the one loop around a controller, as pure functions of an explicit state.
 
-The batched engine, the environment, the meta-gradients and `LearnedLR` in a user's loop all call these functions,
-which is why they set the same LRs.
+The batched engine, the environment, the meta-gradients and `LearnedLR` in a user's loop all call these functions;
+that is why they set the same LRs.
 
     state = init(controller.init(like), like)
     state = start(controller, state, prospective_ratio)        # before the first update
     state = decide(controller, state, stats, progress)         # after each interval
 
-A decision has two halves, `observe` and `act`. An agent that chooses its actions outside stands between them.
+A decision has two halves, `observe` and `act`. An agent that chooses actions from outside works between them.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ Decide = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
 class LoopState(NamedTuple):
-    """Everything that passes from one decision to the next.
+    """Everything carried from one decision to the next.
 
     Attributes:
         multiplier: in force, `(num_runs, num_groups)`; ones before the first decision.
-        observation: what the last decision was taken on, `(num_runs, num_groups, NUM_FEATURES)`.
+        observation: behind the last decision, `(num_runs, num_groups, NUM_FEATURES)`.
         memory: of the features.
-        controller: state of the controller, a tree of tensors with the leading axis num_runs.
+        controller: state of the controller, a tree of tensors with leading axis num_runs.
     """
 
     multiplier: Tensor
@@ -42,7 +42,12 @@ class LoopState(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Which optional facts an episode shows: 1.0 or 0.0, as a number or `(num_runs, num_groups)`."""
+    """The optional facts that an episode shows: 1.0 or 0.0, as a number or `(num_runs, num_groups)`.
+
+    Attributes:
+        loss: whether losses are passed.
+        horizon: whether the number of inner steps is known.
+    """
 
     loss: Tensor | float = 1.0
     horizon: Tensor | float = 1.0
@@ -56,7 +61,7 @@ def init(controller_state: Any, like: Tensor) -> LoopState:
 
     Args:
         controller_state: from `Controller.init` or `actions.initial_state`.
-        like: `(num_runs, num_groups)`, gives shape, dtype and device of multipliers and features.
+        like: `(num_runs, num_groups)`; gives the shape, dtype and device of multipliers and features.
     """
     one = torch.ones_like(like)
     blank = like.new_zeros(*like.shape, observations.NUM_FEATURES)
@@ -68,8 +73,8 @@ def observe_start(state: LoopState, prospective_ratio: Tensor, known: Known = EV
 
     Args:
         state: from `init`.
-        prospective_ratio: update ratio of the update that would be made, `(num_runs, num_groups)`; NaN where it
-            cannot be foreseen.
+        prospective_ratio: update ratio that the first update would have, `(num_runs, num_groups)`; NaN where it cannot
+            be predicted.
         known: what the episode shows.
     """
     context = _context(state, 0.0, known)
@@ -81,9 +86,9 @@ def observe(state: LoopState, stats: RunStats, progress: Tensor | float, known: 
     """The state with the observation after an interval.
 
     Args:
-        state: after the decision that the interval began with.
+        state: after the decision at the start of the interval.
         stats: of the interval.
-        progress: inner steps done over horizon, a number or broadcastable to `(num_runs, num_groups)`.
+        progress: inner steps done / horizon, a number or broadcastable to `(num_runs, num_groups)`.
         known: what the episode shows.
     """
     stats = RunStats(*(value.to(state.multiplier) for value in stats))
@@ -92,7 +97,7 @@ def observe(state: LoopState, stats: RunStats, progress: Tensor | float, known: 
 
 
 def act(controller: Decide, state: LoopState) -> LoopState:
-    """The state with the multiplier that is decided on its observation."""
+    """The state with the multiplier that the controller decides from its observation."""
     multiplier, controller_state = controller(state.observation, state.controller)
     return state._replace(multiplier=multiplier, controller=controller_state)
 
@@ -114,7 +119,7 @@ def decide(
 
 
 def reset(state: LoopState, fresh: LoopState, which: Tensor) -> LoopState:
-    """`fresh` for the runs in `which`, `(num_runs,)` bool; the others keep every bit of their state."""
+    """The state with the runs of `which`, `(num_runs,)` bool, taken from `fresh`; the others keep every bit."""
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
         return new.where(which.view(-1, *[1] * (new.dim() - 1)), old)
@@ -123,7 +128,7 @@ def reset(state: LoopState, fresh: LoopState, which: Tensor) -> LoopState:
 
 
 def to_saved(state: LoopState) -> dict[str, Any]:
-    """Everything that the next decision depends on, as tensors and lists of tensors."""
+    """The state as tensors and lists of tensors, for a checkpoint."""
     return {
         "multiplier": state.multiplier.clone(),
         "observation": state.observation.clone(),
@@ -133,10 +138,10 @@ def to_saved(state: LoopState) -> dict[str, Any]:
 
 
 def from_saved(saved: dict[str, Any], template: LoopState) -> LoopState:
-    """The state of `to_saved`, for the controller and groups of a fresh `template`.
+    """The state that `to_saved` saved, for the controller and groups of a fresh `template`.
 
     Raises:
-        ValueError: it was saved from another controller or another number of groups.
+        ValueError: it was saved for another controller or another number of groups.
     """
     expected = leaves(template.controller)
     got_shapes, shapes = ([tuple(value.shape) for value in values] for values in (saved["controller"], expected))

@@ -1,4 +1,4 @@
-"""The LR in force: base LR times base schedule times multiplier. The one formula for all."""
+"""The LR in force: base LR times base schedule times multiplier. Everything that sets an LR uses this formula."""
 
 from typing import Any, overload
 
@@ -17,7 +17,7 @@ def lr_in_force(base_lr: Tensor, schedule_factor: Tensor | float, multiplier: Te
 
 
 def lr_in_force(base_lr: Any, schedule_factor: Any, multiplier: Any) -> Any:
-    """base_lr · schedule(t / horizon) · lr_multiplier, for numbers or broadcastable tensors.
+    """The LR base_lr · schedule(t / horizon) · lr_multiplier, for numbers or broadcastable tensors.
 
     Example:
         >>> lr_in_force(0.5, 0.25, 2.0)
@@ -29,13 +29,13 @@ def lr_in_force(base_lr: Any, schedule_factor: Any, multiplier: Any) -> Any:
 def interval_lr(
     schedule: Schedule, base_lr: Tensor, multiplier: Tensor, first_step: Tensor, num_steps: int, horizon: int
 ) -> Tensor:
-    """The LR of each inner step t of an interval.
+    """The LR of each inner step of an interval.
 
     Args:
         schedule: the base schedule.
         base_lr: `(num_runs,)` float64.
         multiplier: `(num_runs, num_groups)`.
-        first_step: `(num_runs,)` int64.
+        first_step: of the interval, `(num_runs,)` int64.
         num_steps: inner steps in the interval.
         horizon: inner steps in the run.
 

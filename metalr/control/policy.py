@@ -1,4 +1,4 @@
-"""Policies as controllers: the network that an exported agent is."""
+"""Feed-forward policies as controllers, with a network that needs no RL library."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ class PolicyNetwork:
     It computes in the dtype of the observation, so that a float64 engine and a float64 loop agree closely.
 
     Args:
-        weights: for each layer `(out, in)`, the first with NUM_FEATURES inputs.
-        biases: for each layer `(out,)`.
+        weights: `(out, in)` for each layer, the first with NUM_FEATURES inputs.
+        biases: `(out,)` for each layer.
 
     Raises:
-        ValueError: the shapes do not chain, or a number is not finite.
+        ValueError: the layers do not fit together, or a number is not finite.
     """
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor]) -> None:
@@ -44,7 +44,7 @@ class PolicyNetwork:
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def __call__(self, observation: Tensor) -> Tensor:
-        """`(…, NUM_FEATURES)` -> `(…, num_outputs)`."""
+        """The outputs `(…, num_outputs)` for observations `(…, NUM_FEATURES)`."""
         present = self._layers[0][0]
         if (present.dtype, present.device) != (observation.dtype, observation.device):
             pairs = zip(self.weights, self.biases, strict=True)
@@ -56,14 +56,17 @@ class PolicyNetwork:
 
 
 class PolicyController(Controller):
-    """A learned policy: the observation goes through a small network, its action through `metalr.control.actions`.
+    """A feed-forward policy: observation -> action -> multiplier.
 
     Args:
-        network: one output (the action's mean) or `action.levels` outputs (values of the levels).
+        network: with one output (the mean of the action) or `action.levels` outputs (the values of the levels).
         action: how the action sets the multiplier.
         schedule: base schedule.
         decisions: per run.
-        visible: features that the policy sees; None for all, `("progress",)` for a state-blind one.
+        visible: features that the policy sees; None for all, `("progress",)` for a state-blind policy.
+
+    Raises:
+        ValueError: the network has another number of outputs than the action needs.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class PolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PolicyController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         num_layers = int(config["num_layers"])
         if not 1 <= num_layers <= 16:
             raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")

@@ -1,4 +1,4 @@
-"""Controllers without learning: a schedule, random actions, a fixed list of multipliers."""
+"""Controllers that learn nothing: a schedule, random actions, a fixed list of multipliers."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,12 @@ from metalr.schedules import Constant, Schedule
 
 @dataclass(frozen=True)
 class ScheduleController(Controller):
-    """The open-loop controller: a schedule and nothing else; its multiplier is 1."""
+    """The open-loop controller: a schedule and nothing else; its multiplier is always 1.
+
+    Attributes:
+        schedule: base schedule.
+        decisions: per run; they change nothing.
+    """
 
     schedule: schedules.Schedule
     decisions: int = 40
@@ -40,12 +45,20 @@ class ScheduleController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
 
 
 @dataclass(frozen=True)
 class RandomController(Controller):
-    """A control: a uniformly random action at every decision, from a seed."""
+    """An ablation: a uniformly random action at every decision.
+
+    Attributes:
+        action: how an action sets the multiplier.
+        schedule: base schedule.
+        decisions: per run.
+        seed: of the actions.
+    """
 
     action: ActionSpec = field(default_factory=ActionSpec)
     schedule: schedules.Schedule = field(default_factory=schedules.Constant)
@@ -53,12 +66,12 @@ class RandomController(Controller):
     seed: int = 0
 
     def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
-        """Decisions taken, `(num_runs, num_groups)`, and the action's state."""
+        """The number of decisions taken, `(num_runs, num_groups)`, and the state of the action."""
         return torch.zeros_like(like), actions.initial_state(self.action, like)
 
     def __call__(self, observation: Tensor, state: tuple[Tensor, ActionState]) -> tuple[Tensor, tuple]:
         count, action_state = state
-        # What a run sees is its key: runs differ, and a run does not depend on its place in the batch.
+        # The observation is the key: runs differ, and none depends on its place in the batch.
         key = (observation.double().sum(-1) * 2.0**40).long()
         action = 2.0 * seeding.uniform(seeding.stream(self.seed, "policy"), key, count.long()) - 1.0
         multiplier, action_state = actions.act(self.action, action, observation, action_state)
@@ -72,18 +85,31 @@ class RandomController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RandomController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return RandomController(**acting_parts(config), seed=int(config["seed"]))
 
 
 @dataclass(frozen=True)
 class ReplayController(Controller):
-    """Plays a fixed list of multipliers, one at each decision, and ignores the observation.
+    """An ablation: a fixed list of multipliers, one for each decision, whatever the observation.
 
     Attributes:
-        multipliers: of decisions 0, 1, …; the last one is kept if more decisions come.
+        multipliers: for decisions 0, 1, …; the last one holds for any further decisions.
         schedule: base schedule.
 
-    Example: multipliers (1, 0.5) give 1 at the first decision and 0.5 at all others.
+    Raises:
+        ValueError: the list is empty, or a multiplier is not a positive finite number.
+
+    Example:
+        >>> controller = ReplayController((1.0, 0.5))
+        >>> observation = torch.zeros(1, 1, 16)
+        >>> state = controller.init(observation[..., 0])
+        >>> for _ in range(3):
+        ...     multiplier, state = controller(observation, state)
+        ...     print(multiplier.item())
+        1.0
+        0.5
+        0.5
     """
 
     multipliers: tuple[float, ...]
@@ -95,6 +121,7 @@ class ReplayController(Controller):
 
     @property
     def decisions(self) -> int:  # type: ignore[override]
+        """One for each multiplier."""
         return len(self.multipliers)
 
     def init(self, like: Tensor) -> Tensor:
@@ -118,5 +145,5 @@ class ReplayController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ReplayController":
-        """Rebuild from `config()`."""
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ReplayController(tuple(map(float, config["multipliers"])), schedules.from_config(config["schedule"]))

@@ -1,4 +1,4 @@
-"""When decisions fall: counts the updates of a run, takes back those that were skipped, and knows the horizon."""
+"""The update count of a run, less the updates that were skipped, and the decisions that fall along it."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from metalr.control.controller import decision_steps
 
 
 def check_horizon(horizon: int) -> int:
-    """The horizon, if it is a whole number of updates.
+    """The horizon, once checked.
 
     Raises:
-        ValueError: it is not, or is below 1.
+        ValueError: it is not a whole number of updates, or is below 1.
     """
     if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
         raise ValueError(
@@ -23,22 +23,22 @@ def check_horizon(horizon: int) -> int:
 
 
 class DecisionClock:
-    """Optimizer updates of one run, and the decisions among them.
+    """The optimizer updates of one run, and the decisions among them.
 
-    The first decision falls before the first update; the others at updates round(d · horizon / decisions), or every
-    `steps_per_action` updates where the horizon is unknown. After the last one `next_decision` is None.
+    The first decision falls before the first update; the others fall at updates round(d · horizon / decisions), or
+    every `steps_per_action` updates if the horizon is unknown.
 
     Args:
         horizon: updates in the run; None if unknown.
         decisions: per run of known horizon.
-        steps_per_action: updates between decisions where the horizon is unknown.
+        steps_per_action: updates between decisions if the horizon is unknown.
 
     Attributes:
-        horizon: as it is now.
-        updates: made so far. One that a `GradScaler` skipped on the device counts until `settle` takes it back.
-        started: whether the first decision was taken.
-        last_decision: update count of the latest decision.
-        next_decision: update count of the coming one.
+        horizon: current horizon.
+        updates: made so far. An update that a `GradScaler` skipped on the device counts until `settle` takes it back.
+        started: whether the first decision has been taken.
+        last_decision: update count at the latest decision.
+        next_decision: update count at the next decision; None after the last one.
 
     Raises:
         ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
@@ -59,7 +59,7 @@ class DecisionClock:
         self.set_horizon(horizon)
 
     def restart(self) -> None:
-        """Begin a new run of the same length."""
+        """Start a new run of the same length."""
         self.updates = 0
         self.last_decision = 0
         self.started = False
@@ -67,10 +67,10 @@ class DecisionClock:
         self._aim()
 
     def set_horizon(self, horizon: int | None) -> None:
-        """Lengthen or shorten the run; decisions already taken stay.
+        """Lengthen or shorten the run; decisions already taken stand.
 
         Raises:
-            ValueError: as for the class.
+            ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
         """
         if horizon is not None:
             self._stops = decision_steps(check_horizon(horizon), self.decisions)[1:]
@@ -84,45 +84,45 @@ class DecisionClock:
 
     @property
     def progress(self) -> float:
-        """Updates made over the horizon; 0 where the horizon is unknown."""
+        """Updates made / horizon; 0 if the horizon is unknown."""
         return self.updates / self.horizon if self.horizon else 0.0
 
     @property
     def updates_left(self) -> int | None:
-        """Updates before the coming decision; None after the last decision."""
+        """Updates until the next decision; None after the last one."""
         return None if self.next_decision is None else self.next_decision - self.updates
 
     @property
     def due(self) -> bool:
-        """Whether the coming decision falls now."""
+        """Whether the next decision falls now."""
         return self.next_decision is not None and self.updates >= self.next_decision
 
     @property
     def over(self) -> bool:
-        """Whether the horizon is reached."""
+        """Whether the horizon has been reached."""
         return self.horizon is not None and self.updates >= self.horizon
 
     def decided(self) -> None:
-        """Note that the decision that was due is taken."""
+        """Record that the decision that was due has been taken."""
         assert self.next_decision is not None
         self.last_decision = self.next_decision
         self._aim()
 
     def may_be_skipped(self, flag: Tensor) -> None:
-        """Note that the coming update does not count if this tensor, left on its device, is not zero."""
+        """Record that the coming update does not count if `flag`, which stays on its device, is not zero."""
         self._skips.append((self.updates, flag.detach().clone()))
 
     @property
     def must_settle(self) -> bool:
-        """Whether the count must be exact before the coming update: around the updates that are measured."""
+        """Whether the count must be exact before the coming update, because that one may be measured."""
         left = self.updates_left
         return bool(self._skips) and (not self.started or (left is not None and left <= 2))
 
     def settle(self) -> list[int]:
-        """Take back the updates that were skipped; reads the device, so call it as rarely as decisions allow.
+        """Take back the updates that were skipped. This reads the device, so call it as rarely as decisions allow.
 
         Returns:
-            The counts at which they were attempted.
+            The update counts at which they were attempted.
         """
         if not self._skips:
             return []
@@ -133,11 +133,11 @@ class DecisionClock:
         return skipped
 
     def state(self) -> dict[str, Any]:
-        """Counts as plain numbers; call `settle` before."""
+        """The counts as plain numbers; call `settle` first."""
         return {"updates": self.updates, "interval_start": self.last_decision, "started": self.started}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`, under the horizon that this clock has."""
+        """Continue from the result of `state`, under this clock's own horizon."""
         self.updates = int(state["updates"])
         self.last_decision = int(state["interval_start"])
         self.started = bool(state["started"])

@@ -1,6 +1,6 @@
 """One training run under a controller, apart from torch.optim: losses and measurements in, multipliers out.
 
-`LearnedLR` is the shell around it that a user's loop calls.
+`LearnedLR` is the shell around it for a user's loop.
 """
 
 from typing import Any, Protocol
@@ -20,34 +20,55 @@ from metalr.signals.stats import RunStats, loss_stats
 
 
 class Meter(Protocol):
-    """Whoever measures gradients and updates; see `metalr.schedulers.meter.OptimizerMeter`."""
+    """The interface of `metalr.schedulers.meter.OptimizerMeter`, which measures gradients and updates.
+
+    Attributes:
+        num_groups: groups that are measured separately.
+    """
 
     num_groups: int
 
-    def clear(self) -> None: ...
-    def prospective_ratio(self, lrs: list[float]) -> Tensor: ...
-    def before_second_last(self) -> None: ...
-    def before_last(self) -> None: ...
-    def after_last(self) -> None: ...
-    def on_device(self) -> Tensor | None: ...
-    def statistics(self, measurement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def clear(self) -> None:
+        """Forget what was measured of the interval."""
+
+    def prospective_ratio(self, lrs: list[float]) -> Tensor:
+        """The update ratio of the first update, before it is made, `(1, num_groups)`."""
+
+    def before_second_last(self) -> None:
+        """Measure before the second-to-last update of the interval."""
+
+    def before_last(self) -> None:
+        """Measure before the last update of the interval."""
+
+    def after_last(self) -> None:
+        """Measure after the last update of the interval."""
+
+    def on_device(self) -> Tensor | None:
+        """All measurements as one tensor on the parameters' device; None if there are none."""
+
+    def statistics(self, measurement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient norm, gradient cosine and update ratio, `(1, num_groups)` each."""
+
+    def state(self) -> dict[str, Any]:
+        """The measurements so far, for a checkpoint."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from the result of `state`."""
 
 
 class ControlledRun:
-    """Counts updates, measures around the last two of an interval, and lets the controller decide.
+    """One run: it counts updates, measures the last two of each interval, and lets the controller decide.
 
     Args:
-        controller: decides.
-        clock: says when.
+        controller: takes the decisions.
+        clock: says when they fall.
         meter: measures the updates.
-        ranks: the other ranks of a distributed run.
+        ranks: the link to the other ranks of a distributed run.
 
     Attributes:
-        losses: since the last decision.
-        history: the decisions so far.
-        state: of the decision loop, for one run.
+        losses: observed since the last decision.
+        history: of the decisions so far.
+        state: of the decision loop, with num_runs = 1.
     """
 
     def __init__(self, controller: Controller, clock: DecisionClock, meter: Meter, ranks: Ranks) -> None:
@@ -59,7 +80,7 @@ class ControlledRun:
         self._clear()
 
     def restart(self) -> None:
-        """Begin a new run."""
+        """Start a new run."""
         self.clock.restart()
         self.ranks.restart()
         self.meter.clear()
@@ -76,15 +97,15 @@ class ControlledRun:
     # Around each update
 
     def settle(self) -> None:
-        """Make the count of updates exact, where some may have been skipped on the device."""
+        """Make the update count exact if some updates may have been skipped on the device."""
         self.losses.shift(self.clock.settle())
 
     def skips(self, flag: Tensor | None) -> bool:
-        """Whether the coming update is skipped for certain.
+        """Whether the coming update is known to be skipped.
 
         Args:
-            flag: not zero where a fused optimizer skips the update; it stays on its device if it can. None where no
-                update is ever skipped so.
+            flag: nonzero if a fused optimizer will skip the update; it stays on its device where possible. None if no
+                update can be skipped in this way.
         """
         self._skipping = False
         if isinstance(flag, Tensor):
@@ -95,10 +116,10 @@ class ControlledRun:
         return self._skipping
 
     def start(self, lrs: list[float]) -> None:
-        """Take the first decision, right before the first update.
+        """Take the first decision, immediately before the first update.
 
         Args:
-            lrs: that the update would have without a controller, one for each parameter group.
+            lrs: of that update without a controller, one for each parameter group.
         """
         self.clock.started = True
         self.state = loop.start(
@@ -107,7 +128,7 @@ class ControlledRun:
         self._agree(0)
 
     def before_update(self) -> None:
-        """Measure the gradients, if the coming update is one of the last two before a decision."""
+        """Measure the gradients if the coming update is one of the last two before a decision."""
         left, stop = self.clock.updates_left, self.clock.next_decision
         if left == 2 and stop is not None:
             self.ranks.publish(stop, self.clock.updates, self.losses)
@@ -116,7 +137,7 @@ class ControlledRun:
             self.meter.before_last()
 
     def after_update(self) -> None:
-        """Measure the update, if it is the last one before a decision, and count it."""
+        """Count the update, and measure it if it was the last one before a decision."""
         if self._skipping:
             self._skipping = False
             return
@@ -127,7 +148,7 @@ class ControlledRun:
     # Decisions
 
     def decide_if_due(self) -> bool:
-        """Take the coming decision if its update is reached; whether it was."""
+        """Take the next decision if it is due; returns whether it was."""
         if not self.clock.due:
             return False
         self.settle()
@@ -143,13 +164,13 @@ class ControlledRun:
 
     @property
     def exploded(self) -> bool:
-        """Whether the last decision was taken after an explosion."""
+        """Whether the last decision followed an explosion of the loss."""
         return any(feature(self.state.observation, "loss_exploded")[0].tolist())
 
     def multipliers(self, num_groups: int) -> list[float]:
-        """The multiplier of each parameter group; 1 for groups that were added after the run began.
+        """The multiplier of each parameter group; 1 for groups added to a run that controls its groups separately.
 
-        The tensor is read once for each decision, not at every step.
+        The tensor is read once per decision, not once per update.
         """
         if self._read_from is not self.state.multiplier or len(self._read) != num_groups:
             self._read_from, self._read = self.state.multiplier, self.state.multiplier[0].tolist()
@@ -168,14 +189,14 @@ class ControlledRun:
     def _stats(self, stop: int) -> tuple[RunStats, bool]:
         """The interval's statistics on the host, and whether losses are among them."""
         losses, measurement = self.ranks.talk.gather(stop, self.clock.updates, self.losses, self.meter.on_device())
-        # One loss that has no logarithm stands for none.
+        # A single loss without a logarithm stands for no loss at all.
         column = torch.tensor(losses or [0.0], dtype=torch.float64)[:, None]
         return RunStats(*loss_stats(column), *self.meter.statistics(measurement)), bool(losses)
 
     # Checkpoints
 
     def to_saved(self) -> dict[str, Any]:
-        """Plain numbers, lists and tensors. Between the last two updates before a decision: with the gradients."""
+        """The state as plain numbers, lists and tensors; with gradients between the last two updates of an interval."""
         self.settle()
         return {
             **self.clock.state(),
@@ -187,10 +208,10 @@ class ControlledRun:
         }
 
     def load_saved(self, saved: dict[str, Any]) -> None:
-        """Continue from `to_saved`.
+        """Continue from the result of `to_saved`.
 
         Raises:
-            ValueError: it is of another controller or number of groups.
+            ValueError: it belongs to another controller or another number of groups.
         """
         self._clear()
         self.state = loop.from_saved(saved["loop"], self.state)

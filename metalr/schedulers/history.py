@@ -1,4 +1,4 @@
-"""What each decision of a run saw and did, kept as rows of numbers on the host."""
+"""The features and the multiplier of each decision of a run, kept as rows of numbers on the host."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -10,29 +10,35 @@ from torch import Tensor
 from metalr.control.loop import LoopState
 from metalr.signals.observations import FEATURE_NAMES
 
-# Decisions that are remembered, the latest ones.
+# Decisions that are kept.
 _LENGTH = 1000
 
 
 class History:
-    """The latest thousand decisions of a run."""
+    """The latest thousand decisions of a run.
+
+    Args:
+        rows: from `state`, to continue a history.
+    """
 
     def __init__(self, rows: Iterable[Tensor] = ()) -> None:
         self._rows: deque[Tensor] = deque(rows, maxlen=_LENGTH)
 
     def add(self, updates: int, state: LoopState) -> None:
-        """Note a decision of a single run, taken after so many updates."""
+        """Record a decision, taken after `updates` updates of a single run."""
         self._rows.append(_row(updates, state))
 
     def entries(self) -> list[dict[str, Any]]:
-        """The decisions in order: `updates` made before, `features` by name and `lr_multiplier`.
+        """The decisions in order.
 
-        In the last two there is one number for each controlled group.
+        Returns:
+            One dict for each: `updates` made before it; `features`, name -> one number for each controlled group;
+            `lr_multiplier`, one number for each controlled group.
         """
         return [_entry(row) for row in self._rows]
 
     def latest(self, updates: int, state: LoopState) -> dict[str, Any]:
-        """The last decision; before any, where the run stands."""
+        """The last decision, as in `entries`; before any, the entry that `updates` and `state` would make."""
         return _entry(self._rows[-1] if self._rows else _row(updates, state))
 
     def state(self) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The torch scheduler of a controller, `LearnedLR`: a shell around `ControlledRun` for a user's own loop.
 
-It needs torch alone. It measures with `metalr.schedulers.meter` what the engine measures with matrices.
+It depends on torch alone. `metalr.schedulers.meter` makes the measurements that the engine makes with matrices.
 """
 
 import sys
@@ -34,7 +34,7 @@ from metalr.schedulers.param_groups import (
 from metalr.schedulers.ranks import Ranks
 from metalr.schedules import Constant
 
-# So many updates between two calls of step() look like one call per epoch.
+# With at least this many updates between two calls of step(), it seems to be called once per epoch.
 _EPOCH_LIKE = 8
 _CHAINED_STEP = ChainedScheduler.step.__code__
 
@@ -47,42 +47,41 @@ class LearnedLR(LRScheduler):
         loss.backward()
         scheduler.observe(loss); optimizer.step(); scheduler.step()
 
-    `scheduler.step(loss)` in place of `observe` is accepted, and so is no loss at all. The LR in force is
+    `scheduler.step(loss)` works in place of `observe`, and so does passing no loss at all. The LR in force is
 
         lr(t) = base_lr · controller.schedule(t / horizon) · lr_multiplier
 
-    where base_lr is the optimizer's own LR and the multiplier is decided `decisions` times in a run, the first
-    time right before the first update. Gradients are read by hooks on the optimizer, after accumulation,
-    unscaling and clipping, at the last two updates before a decision; then nothing but one small copy goes
-    from device to host.
+    where base_lr is the optimizer's own LR, and the multiplier is decided `decisions` times per run, first immediately
+    before the first update. Hooks on the optimizer read the gradients, after accumulation, unscaling and clipping, at
+    the last two updates before a decision; the decision then needs a single small copy from device to host.
 
-    It counts optimizer updates, not calls: repeated or missing calls of `step()`, and updates that a
+    The scheduler counts optimizer updates, not calls: repeated or missing calls of `step()`, and updates that a
     `GradScaler` skips, change nothing.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, with float or tensor LRs.
         controller: for example from `metalr.load_controller`.
-        horizon: optimizer updates in the run. After it the multiplier stays and the schedule goes on past
-            progress 1. None if unknown; then `steps_per_action` is needed and the base schedule must be constant.
-        decisions: per run; the controller's own number by default.
-        steps_per_action: updates between decisions, for an unknown horizon.
-        scope: "global" for one multiplier, "param_group" for one for each parameter group.
-        hooks: False where hooks are unwelcome, as with a compiled `optimizer.step`; then `observe` must come right
-            before and `step` right after every update, before `zero_grad`.
-        distributed: False where the ranks of a process group train different models; otherwise all ranks set the
-            same LRs, by the mean of their losses (see `metalr.schedulers.ranks`), and either all call `observe` or
+        horizon: optimizer updates in the run. In a run that continues beyond it, the multiplier stays and the schedule
+            is evaluated at progress above 1. None if unknown; then `steps_per_action` is required and the base schedule
+            must be constant.
+        decisions: per run; by default the controller's own number.
+        steps_per_action: updates between decisions if the horizon is unknown.
+        scope: "global" for a single multiplier, "param_group" for one per parameter group.
+        hooks: False where hooks are unwelcome, as with a compiled `optimizer.step`; then call `observe` immediately
+            before and `step` immediately after every update, before `zero_grad`.
+        distributed: False if the ranks of a process group train different models; otherwise all ranks set the same
+            LRs, from the mean of their losses (see `metalr.schedulers.ranks`), and either all of them call `observe` or
             none.
-        measure: False reads no gradients and holds no copy of them; the controller then has losses and progress alone.
+        measure: False reads no gradients and holds no copy of them; the controller then sees only losses and progress.
 
-    Horizons: `set_horizon` lengthens or shortens a run under way. A run that goes on past its horizon keeps its last
-    multiplier; one that ends early was simply on the way. One resumed with another horizon takes its coming decisions
-    where the new horizon puts them, and the base schedule follows the new progress from there on.
+    Horizons: `set_horizon` lengthens or shortens the current run. A run that is resumed with another horizon takes its
+    remaining decisions where the new horizon puts them, and its base schedule follows the new progress from then on.
 
-    A run's decisions are kept in `history`, the latest thousand: dicts as `explain()` returns.
+    History: `history` keeps the latest thousand decisions of the run, as dicts like those of `explain`.
 
     Raises:
         ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
-        RuntimeError: it is a part of a `ChainedScheduler`, which multiplies relative changes.
+        RuntimeError: the scheduler is part of a `ChainedScheduler`, which multiplies relative changes.
     """
 
     _handles: list[RemovableHandle]
@@ -100,17 +99,17 @@ class LearnedLR(LRScheduler):
         distributed: bool = True,
         measure: bool = True,
     ) -> None:
-        # The base constructor calls step(), so everything that step() reads comes first.
+        # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
         clock = DecisionClock(horizon, controller.decisions if decisions is None else decisions, steps_per_action)
         meter = OptimizerMeter(optimizer, scope, measure=measure)
-        # The ranks are looked for already here: one that makes no update, its data at an end, must count as the others.
+        # Ranks pair up as early as this, because one whose data ends before its first update must still be counted.
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
         self._require_constant_base()
         self._ahead = ScheduleAhead(controller.schedule)
         self._uses_hooks = hooks
         self._warned: set[str] = set()
-        self._written_at = self._called_at = 0  # updates made when LRs were last written, when step() was last called
+        self._written_at = self._called_at = 0  # update counts at the last write and call
         super().__init__(optimizer)
         self._constructed_lr = [float(lr) for lr in self._last_lr]
         self.attach()
@@ -118,10 +117,13 @@ class LearnedLR(LRScheduler):
     # The calls of a user's loop
 
     def observe(self, loss: Loss) -> None:
-        """Pass the loss of the coming update; call after `backward()`, before `optimizer.step()`.
+        """Pass the loss of the coming update; call after `backward()` and before `optimizer.step()`.
 
-        Several calls for one update (gradient accumulation) count as their mean. A dict of losses counts as
-        their sum. The value stays where it is: nothing is copied to the host.
+        The value stays on its device.
+
+        Args:
+            loss: one number; a dict of losses counts as their sum, and several calls for one update (gradient
+                accumulation) as their mean.
 
         Raises:
             ValueError: the loss is not one number.
@@ -137,15 +139,15 @@ class LearnedLR(LRScheduler):
             loss: of the update just made, if it was not passed to `observe`.
 
         Raises:
-            TypeError: it got an epoch number, as some loops pass to every scheduler.
+            TypeError: `loss` is an integer: some loops pass an epoch number to every scheduler.
         """
         first = self._step_count < 2
         if not self._is_initial:
             self._after_step_of_loop(loss)
-        if first or self.updates == self.run.clock.next_decision:  # not at every step: it takes its time
+        if first or self.updates == self.run.clock.next_decision:  # not at every step: it is slow
             _refuse_chain(sys._getframe(1).f_code)
         if first:
-            super().step()  # with torch's own look at the order of calls
+            super().step()  # with torch's own check of the order of calls
             return
         self._step_count += 1
         self._update_lr()
@@ -161,25 +163,35 @@ class LearnedLR(LRScheduler):
         return self.run.clock.horizon
 
     def set_horizon(self, horizon: int | None) -> None:
-        """Lengthen or shorten the run from here on; decisions already taken stay."""
+        """Lengthen or shorten the run; decisions already taken stand.
+
+        Args:
+            horizon: optimizer updates in the run; None if unknown.
+
+        Raises:
+            ValueError: as for the class.
+        """
         self.run.clock.set_horizon(horizon)
         self._require_constant_base()
 
     def attach(self) -> None:
-        """Read the optimizer's updates, as a new scheduler does; undoes `detach`."""
+        """Hook into the optimizer again after `detach`."""
         self._handles = attach_hooks(self, "_before_update", "_after_update") if self._uses_hooks else []
 
     def detach(self) -> None:
-        """Let go of the optimizer: the scheduler keeps its history and no longer sets LRs."""
+        """Release the optimizer: the scheduler keeps its history but no longer sets LRs."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def synchronize(self) -> None:
-        """Continue from the rank that has made the most updates; call on all ranks, after a block of uneven inputs.
+        """Continue from the rank that has made the most updates; call on all ranks after a block of uneven inputs.
 
-        Ranks that ran out of data under `with model.join():` made fewer updates than others, and DDP then gives them
-        the weights of those. This gives them the scheduler's state too.
+        Ranks that ran out of data under `with model.join():` have made fewer updates than the others, from which DDP
+        then gives them the weights. This method gives them the scheduler's state too.
+
+        Raises:
+            RuntimeError: not all ranks called it.
         """
         state = self.run.ranks.talk.furthest_state(self.updates, self.state_dict())
         if state is not None:
@@ -188,20 +200,20 @@ class LearnedLR(LRScheduler):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The decisions so far, the latest thousand; `explain` says how to read one."""
+        """The latest thousand decisions, oldest first, as dicts with the keys of `explain` except `lr`."""
         return self.run.history.entries()
 
     def explain(self) -> dict[str, Any]:
-        """What the last decision saw and did.
+        """The last decision: the features behind it, and its result.
 
         Returns:
-            `updates` made before it; `features`, name -> one number for each controlled group; `lr_multiplier`, one
-            for each controlled group; `lr` in force now, one for each parameter group.
+            A dict: `updates` made before the decision; `features`, name -> one number for each controlled group;
+            `lr_multiplier`, one number for each controlled group; `lr`, the LR now in force for each parameter group.
         """
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         return self.run.history.latest(self.updates, self.run.state) | {"lr": lrs}
 
-    # What torch's own classes call
+    # Called by torch's own classes
 
     def get_lr(self) -> list[float | Tensor]:
         """The LRs of the coming update."""
@@ -209,7 +221,7 @@ class LearnedLR(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups] if self._is_initial else [*self._lrs()]
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        if epoch == 0:  # a SequentialLR has reached the milestone where this scheduler begins
+        if epoch == 0:  # a SequentialLR has reached the milestone at which this scheduler begins
             self._written_at = self._called_at = 0
             self.run.restart()
         if self._is_initial:
@@ -219,9 +231,9 @@ class LearnedLR(LRScheduler):
         self._decide_and_write()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and tensors, loadable with `weights_only=True`.
+        """The state as plain numbers, lists and tensors, loadable with `weights_only=True`.
 
-        Between the last two updates before a decision it holds a copy of the gradients, which the decision needs.
+        Between the last two updates before a decision it includes a copy of the gradients, which the decision needs.
         """
         return {
             **self.run.to_saved(),
@@ -233,13 +245,13 @@ class LearnedLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where `state_dict()` was taken, whether the optimizer was loaded before or after construction.
+        """Continue where `state_dict` was called, whether the optimizer was loaded before or after construction.
 
-        The horizon is this scheduler's own: a run resumed with another one takes its coming decisions where the
-        new horizon puts them.
+        The horizon is not part of the state: a run resumed with another one takes its remaining decisions where the new
+        horizon puts them.
 
         Raises:
-            ValueError: the state is of another controller, scope or number of parameter groups.
+            ValueError: the state belongs to another controller, scope or number of parameter groups.
         """
         keys = ("updates", "interval_start", "started", "base_lrs", "last_lr", "losses", "loop", "meter")
         check_state(state_dict, keys, len(self.optimizer.param_groups))
@@ -299,9 +311,9 @@ class LearnedLR(LRScheduler):
         self._called_at = self.updates
 
     def _catch_up(self) -> None:
-        """Do the work of a step() that was not called, unless another scheduler has taken over."""
+        """Make up for a call of step() that did not come, unless another scheduler has taken over."""
         if self.run.clock.over:
-            return  # nothing is left to decide, and a SequentialLR may have moved to its next part
+            return  # no decision is left, and a SequentialLR may have moved on to its next part
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         if all(same_number(lr, last) for lr, last in zip(lrs, self._last_lr, strict=False)):
             self._decide_and_write()
@@ -342,7 +354,7 @@ class LearnedLR(LRScheduler):
 
 
 def _refuse_chain(caller: CodeType) -> None:
-    # By its code, not its locals: reading those would keep the caller's tensors alive.
+    # Recognised by its code, not its locals, because reading those would keep the caller's tensors alive.
     if caller is _CHAINED_STEP:
         raise RuntimeError(
             "got a LearnedLR inside a ChainedScheduler, expected it alone: it sets absolute LRs, which would undo "

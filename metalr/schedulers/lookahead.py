@@ -1,15 +1,15 @@
-"""The base schedule of a run, evaluated for many updates at once, which is quicker than one by one."""
+"""The base schedule of a run, evaluated for many updates at once, which is faster than one at a time."""
 
 import torch
 
 from metalr.schedules import Schedule
 
-# Updates in a block. Blocks begin at multiples of it, so that a resumed run evaluates the same ones.
+# Updates in a block. Blocks begin at multiples of this number, so that a resumed run evaluates the same blocks.
 _BLOCK = 256
 
 
 class ScheduleAhead:
-    """A schedule by update count.
+    """A schedule as a function of the update count.
 
     Args:
         schedule: progress -> multiplier.
@@ -25,7 +25,7 @@ class ScheduleAhead:
         self._factors: list[float] = []
 
     def factor(self, update: int, horizon: int | None) -> float:
-        """The schedule's value for an update, at progress 0 throughout where the horizon is unknown."""
+        """The value of the schedule for an update, with progress 0 throughout if the horizon is None."""
         block, index = divmod(update, _BLOCK)
         if self._held != (block, horizon):
             updates = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=torch.float64)

@@ -1,20 +1,21 @@
-"""How the ranks of a distributed run come to the same decision, without a collective that could hang.
+"""Agreement between the ranks of a distributed run on each decision, without a collective that could hang.
 
-Under data parallelism the gradients are the same on every rank and the losses are not. Two ways that suggest
-themselves are wrong. A collective at each decision deadlocks under `DistributedDataParallel.join()`: a rank that has
-run out of data shadows DDP's own collectives and no others. And waiting for rank 0 deadlocks when rank 0 is the one
-that ran out. So the ranks talk through the key-value store that every process group has, and nobody waits:
+Under data parallelism the gradients are the same on every rank, but the losses are not. The two obvious ways to agree
+are wrong. A collective at each decision deadlocks under `DistributedDataParallel.join()`: a rank that has run out of
+data shadows DDP's own collectives but no others. Waiting for rank 0 deadlocks when rank 0 is the one that ran out. So
+the ranks communicate through the key-value store that every process group has, and no rank waits for another:
 
-1. Right before the last update but one of an interval each rank appends its losses so far to one key.
-2. The backward pass of the last update follows. It reduces gradients over all ranks that still train, so when it is
-   done on one rank, every such rank has appended. (On a GPU the host may run ahead; reading the gradient statistics
-   to the host, which a decision does first, waits for that reduction.)
-3. Each rank reads the key and takes the mean over ranks. All read the same text, so all decide the same.
-4. Each offers its multiplier with an atomic compare-and-set and takes what is in the store. That changes nothing as
-   long as the ranks compute alike; where their processors round differently, the first one's numbers hold for all.
+1. Immediately before the second-to-last update of an interval, each rank appends its losses so far to one key.
+2. The backward pass of the last update follows. It reduces gradients over all ranks that are still training, so once it
+   has finished on one rank, every such rank has appended. (On a GPU the host may run ahead; copying the gradient
+   statistics to the host, the first thing that a decision does, waits for that reduction.)
+3. Each rank reads the key and takes the mean over ranks. All read the same text, so all decide alike.
+4. Each rank offers its multiplier in an atomic compare-and-set and takes the one that the store holds. That changes
+   nothing as long as the ranks compute alike; where their processors round differently, the numbers of the first rank
+   to offer hold for all.
 
-A loss of the last update of an interval thus counts in the next one. Which ranks' losses count does not depend on
-timing, so a run repeats exactly.
+The loss of the last update of an interval therefore counts in the next interval. Which ranks' losses count does not
+depend on timing, so a run repeats exactly.
 """
 
 import itertools
@@ -30,58 +31,82 @@ from torch import Tensor
 
 from metalr.schedulers.loss_log import LossLog, mean_by_update
 
-# The losses of so many ranks are averaged: more would tell little, and each rank reads all of them.
+# Losses are averaged over this many ranks: more would add little, and each rank reads all of them.
 _SPEAKERS = 8
 _numbers = itertools.count()
 
 
 class Talk(ABC):
-    """What a scheduler says to the schedulers of the other ranks, and hears from them."""
+    """The exchange between a scheduler and its counterparts on the other ranks."""
 
     @abstractmethod
     def restart(self) -> None:
-        """Forget what was said: the update count begins anew, or jumps."""
+        """Forget everything published, because the update count starts over or jumps."""
 
     @abstractmethod
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
-        """Tell the others this rank's losses, by update, for the decision at update `stop`."""
+        """Give the other ranks this rank's losses for a decision.
+
+        Args:
+            stop: update count at the decision.
+            losses: update -> loss.
+        """
 
     @abstractmethod
     def gather(
         self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
     ) -> tuple[list[float], Tensor | None]:
-        """The losses that the decision at update `stop` is taken on, in order, and the measurement on the host.
+        """Everything that a decision is based on.
 
         Args:
-            stop: of the decision.
+            stop: update count at the decision.
             updates: made so far.
-            log: this rank's losses.
-            measurement: of gradients and updates, where it lies; None without any.
+            log: of this rank's losses.
+            measurement: of gradients and updates, on their device; None if there is none.
+
+        Returns:
+            The losses in order, and the measurement on the host.
         """
 
     @abstractmethod
     def agree(self, stop: int, multiplier: Tensor) -> Tensor:
-        """The multiplier that holds for all ranks from update `stop`, `(1, num_groups)` as offered."""
+        """The multiplier that all ranks use from update `stop` on.
+
+        Args:
+            stop: update count at the decision.
+            multiplier: this rank's own, `(1, num_groups)`.
+
+        Returns:
+            The agreed one, in the same shape and dtype.
+        """
 
     def furthest_state(self, updates: int, state: dict[str, Any]) -> dict[str, Any] | None:
-        """The state of the rank that has made the most updates; None where there are no others."""
+        """The state of the rank that has made the most updates.
+
+        Args:
+            updates: made by this rank.
+            state: of this rank.
+
+        Returns:
+            That state; None if there are no other ranks.
+        """
         return None
 
 
 class Alone(Talk):
-    """No other ranks."""
+    """The exchange without other ranks."""
 
     def restart(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: nothing is ever published."""
 
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
-        """Nobody listens."""
+        """Do nothing: there is no rank to read the losses."""
 
     def gather(
         self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
     ) -> tuple[list[float], Tensor | None]:
-        """This rank's losses, with the measurement by one copy from device to host."""
-        # A late decision must not see the loss of the coming update, which `observe` may have brought already.
+        """This rank's losses and measurement, by a single copy from device to host."""
+        # A late decision must not see the loss of the coming update, which `observe` may already have recorded.
         at, values = log.take(updates)
         if measurement is not None and isinstance(values, Tensor):
             flat = torch.cat([measurement.flatten().double(), values.to(measurement.device)]).cpu()
@@ -89,15 +114,15 @@ class Alone(Talk):
         return list(mean_by_update(at, values).values()), None if measurement is None else measurement.cpu()
 
     def agree(self, stop: int, multiplier: Tensor) -> Tensor:
-        """Its own."""
+        """This rank's own multiplier."""
         return multiplier
 
 
 class Agreement(Talk):
-    """One scheduler and its counterparts on the other ranks.
+    """The exchange through a key-value store.
 
     Args:
-        store: shared by all ranks; `append`, `get`, `check` and `compare_set` are used.
+        store: shared by all ranks, with `append`, `get`, `check` and `compare_set`.
         rank: of this process.
     """
 
@@ -117,12 +142,12 @@ class Agreement(Talk):
     def gather(
         self, stop: int, updates: int, log: LossLog, measurement: Tensor | None
     ) -> tuple[list[float], Tensor | None]:
-        # In this order: to read the measurement is to wait for the gradients of all ranks.
+        # In this order, because reading the measurement waits for the gradients of all ranks.
         measurement = None if measurement is None else measurement.cpu()
         return list(self.mean_losses(stop).values()), measurement
 
     def mean_losses(self, stop: int) -> dict[int, float]:
-        """The mean over ranks of the losses published for the decision at update `stop`, by update, in order."""
+        """The mean over ranks of the losses published for the decision at update `stop`: update -> loss, in order."""
         updates: list[int] = []
         losses: list[float] = []
         for _, said in sorted(self._said(stop).items()):
@@ -147,7 +172,11 @@ class Agreement(Talk):
         return torch.tensor(decision["multiplier"], dtype=multiplier.dtype)
 
     def furthest_state(self, updates: int, state: dict[str, Any]) -> dict[str, Any] | None:
-        """A collective, to be called on all ranks."""
+        """The state of the rank that has made the most updates; a collective, to be called on all ranks.
+
+        Raises:
+            RuntimeError: that rank did not take part.
+        """
         counts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(counts, updates)
         source = counts.index(max(counts))
@@ -164,24 +193,25 @@ class Agreement(Talk):
         if not self._store.check([key]):
             return {}
         lines = self._store.get(key).decode().splitlines()
-        return dict(json.loads(line) for line in lines)  # of a rank that said it twice the last one counts
+        return dict(json.loads(line) for line in lines)  # if a rank has published twice, the last line counts
 
     def _key(self, what: str, stop: int) -> str:
         return f"{self._epoch}/{stop}/{what}"
 
 
 class Ranks:
-    """The talk of a scheduler that may be made before its process group.
+    """The exchange of a scheduler that may be made before its process group.
 
-    Schedulers are paired by the order in which they look for each other: when they are made, if the process group
-    exists by then, else at their first updates. It is the same on all ranks that train one model.
+    Schedulers on different ranks are paired by the order in which they look for each other: when they are made, if the
+    process group exists by then, otherwise at their first updates. That order is the same on all ranks that train one
+    model.
 
     Args:
-        distributed: False where the ranks of a process group train different models.
+        distributed: False if the ranks of a process group train different models.
 
     Attributes:
-        published: stop and losses that were said last, `{"stop": …, "losses": …}`; None before. A checkpoint
-            between the last two updates of an interval keeps it, and `resume` says it again.
+        published: `{"stop": …, "losses": …}` as published last; None if nothing was. A checkpoint between the last two
+            updates of an interval contains it, and `resume` publishes it again.
     """
 
     def __init__(self, distributed: bool) -> None:
@@ -191,38 +221,49 @@ class Ranks:
 
     @property
     def talk(self) -> Talk:
-        """With the other ranks, from the first call on the same; alone where there are none."""
+        """The exchange with the other ranks, or `Alone` if there are none; settled at the first call."""
         if self._talk is None:
             self._talk = _other_ranks() or Alone()
         return self._talk
 
     def publish(self, stop: int, updates: int, log: LossLog) -> None:
-        """Say the losses before and of the coming update, for the decision at `stop`."""
+        """Publish the losses up to and including the coming update.
+
+        Args:
+            stop: update count at the decision that they are for.
+            updates: made so far.
+            log: from which they are taken.
+        """
         if not isinstance(self.talk, Alone):
             losses = mean_by_update(*log.take(updates + 1))
             self.published = {"stop": stop, "losses": losses}
             self.talk.publish(stop, losses)
 
     def restart(self) -> None:
-        """Begin a new run."""
+        """Start a new run."""
         self.published = None
         if self._talk is not None:
             self._talk.restart()
 
     def resume(self, published: dict[str, Any] | None, stop: int | None) -> None:
-        """Continue from a checkpoint that had `published` on the way to a decision at `stop`."""
+        """Continue from a checkpoint.
+
+        Args:
+            published: the attribute of that name in the checkpoint.
+            stop: update count at the next decision; None after the last one.
+        """
         self.talk.restart()
         self.published = published
         if published is not None and published["stop"] == stop:
             self.talk.publish(published["stop"], published["losses"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy looks for its own counterparts."""
+        # A copy looks for counterparts of its own.
         return {**self.__dict__, "_talk": None if self.distributed else Alone()}
 
 
 def _other_ranks() -> Agreement | None:
-    """The agreement with the other ranks; None where there are none yet."""
+    """The exchange with the other ranks; None if there are none yet."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return None
     store = dist.distributed_c10d._get_default_store()

@@ -1,4 +1,4 @@
-"""Actions: the formula with numbers, the bounds, and the breaker that never goes back to a base that exploded."""
+"""Actions: the formula with numbers, the bounds, and a breaker that never returns to a base that exploded."""
 
 import math
 from dataclasses import fields, replace
@@ -19,7 +19,7 @@ def cell(value: float) -> torch.Tensor:
 
 
 def play(spec: ActionSpec, *decisions: tuple[float, float]) -> list[float]:
-    """Multipliers after decisions (action, exploded); the first one has no history."""
+    """The multipliers after decisions (action, exploded), the first of which has no history."""
     state = actions.initial_state(spec, cell(0))
     result = []
     for index, (action, exploded) in enumerate(decisions):

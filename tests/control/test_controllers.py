@@ -1,4 +1,4 @@
-"""Controllers: one contract over the registry, the policy's arithmetic, and where decisions fall."""
+"""Controllers: one contract over the registry, the arithmetic of the policy, and the steps of decisions."""
 
 import copy
 import itertools
@@ -58,7 +58,7 @@ contract = pytest.mark.parametrize(("kind", "build"), CASES, ids=[f"{kind}-{i}" 
 
 
 def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64) -> torch.Tensor:
-    """Inside the declared bounds, with an explosion now and then."""
+    """Random observations within the declared bounds, with occasional explosions."""
     low, high = (torch.tensor([getattr(f, end) for f in FEATURES], dtype=dtype) for end in ("low", "high"))
     shape = (num_decisions, num_runs, num_groups, NUM_FEATURES)
     drawn = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
@@ -89,7 +89,7 @@ def leaves(state) -> list[torch.Tensor]:
 
 
 def rows(state, run: int):
-    """One run of a state."""
+    """The state of one run."""
     if isinstance(state, torch.Tensor):
         return state[run : run + 1].clone()
     if isinstance(state, tuple):

@@ -1,4 +1,4 @@
-"""Observe, decide, remember: one loop for the engine, the environment, the meta-gradients and a user's scheduler."""
+"""Observe, decide, remember: the one loop of the engine, environment, meta-gradients and schedulers."""
 
 import math
 

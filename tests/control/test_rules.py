@@ -1,4 +1,4 @@
-"""Reactive rules: torch's own class, hand-made cases, bounds, and the same LRs in the engine and in a plain loop."""
+"""Reactive rules against torch's own class and hand-made cases; bounds; the same LRs in engine and plain loop."""
 
 import json
 import math
@@ -142,7 +142,7 @@ def test_multipliers_stay_within_their_bounds() -> None:
 
 
 def plain_loop(rule: ReactiveRule, runs: BatchedRuns, run: int, lr: float, horizon: int) -> Tensor:
-    """The LRs of the same run in a user's loop."""
+    """The LRs of the same run in a plain torch loop."""
     module = runs.module_of(run)
     optimizer = runs.task.optimizer.to_torch(module.parameters(), lr)
     scheduler = LearnedLR(optimizer, rule, horizon)

@@ -11,7 +11,7 @@ DECISIONS = 5
 
 
 def moderate_policy() -> PolicyController:
-    """Random weights so small that no action is clipped: whatever it sees shows in the multiplier."""
+    """Random weights so small that no action is clipped, so that every feature shows in the multiplier."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(12, NUM_FEATURES, generator=generator) * 0.3, torch.randn(1, 12, generator=generator) * 0.2]
     network = PolicyNetwork(weights, [torch.zeros(12), torch.zeros(1)])

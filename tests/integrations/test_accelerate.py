@@ -1,4 +1,4 @@
-"""accelerate on one process and two, with gradient accumulation."""
+"""accelerate on one process and on two, with gradient accumulation."""
 
 import pytest
 import torch

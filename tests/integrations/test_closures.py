@@ -1,4 +1,4 @@
-"""Optimizers that make the gradients in a closure, inside `optimizer.step`."""
+"""Optimizers that compute the gradients in a closure, inside `optimizer.step`."""
 
 import torch
 

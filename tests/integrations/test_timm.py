@@ -1,4 +1,4 @@
-"""timm's scheduler interface, by the calls of its `train.py`: timm itself needs torchvision."""
+"""timm's scheduler interface, through the calls of its `train.py`, because timm itself needs torchvision."""
 
 import pytest
 

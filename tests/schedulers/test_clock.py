@@ -10,7 +10,7 @@ from metalr.schedulers.clock import DecisionClock
 
 
 def run(clock: DecisionClock, updates: int) -> list[int]:
-    """Make updates; the counts at which decisions were taken."""
+    """Make updates and return the counts at which decisions were taken."""
     taken = []
     for _ in range(updates):
         clock.updates += 1

@@ -1,4 +1,4 @@
-"""A run under a controller without torch.optim: the meter is a stub that writes down when it was asked."""
+"""A run under a controller without torch.optim; the meter is a stub that records when it was called."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.support.schedulers_under_test import random_policy
 
 
 class Stub:
-    """Measures one and the same, and notes each call with the update that it belongs to."""
+    """A meter with constant measurements that records each call with the update count."""
 
     def __init__(self, num_groups: int = 1) -> None:
         self.num_groups = num_groups
@@ -50,7 +50,7 @@ def run_of(controller, horizon: int | None = 12, decisions: int = 3, num_groups:
 
 
 def make(run: ControlledRun, updates: int, flag=None) -> list[list[float]]:
-    """Updates as a loop makes them; the multipliers that were in force in each."""
+    """Make updates as a loop does, and return the multipliers in force at each."""
     used = []
     for _ in range(updates):
         run.losses.add(1.0 / (1 + run.clock.updates), run.clock.updates)

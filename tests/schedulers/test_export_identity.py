@@ -1,6 +1,6 @@
 """The product's identity: `LearnedLR` in a plain torch loop sets the same LRs as the engine did.
 
-Same controller, same initial weights, same minibatches; the loop below knows nothing of the engine.
+Same controller, same initial weights, same minibatches; the loop below does not use the engine.
 """
 
 import warnings
@@ -71,7 +71,7 @@ def loss_to_step(scheduler, optimizer, loss, t) -> None:
 def in_plain_loop(
     controller, task: Task, base_lr: float, *, calls=observe_first, groups=None, tensor_lr=False, **options
 ) -> tuple[torch.Tensor, list[list[float]], torch.nn.Module, LearnedLR]:
-    """The LR of every update `(horizon, num_groups)`, the observations of the decisions, the network, the scheduler."""
+    """The LR of every update `(horizon, num_groups)`, the observations at decisions, the network and the scheduler."""
     engine = BatchedRuns(task, 1, dtype=torch.float64)
     engine.init(SEED)
     module = engine.module_of(0)
@@ -111,7 +111,7 @@ def assert_same(episode: Episode, rates: torch.Tensor, tolerance: float = 1e-9) 
 
 
 def assert_eventful(episode: Episode) -> None:
-    """The comparison would say little if the controller did nothing."""
+    """The comparison would prove little if the controller did nothing."""
     multipliers = episode.multipliers[:, 0, 0]
     assert multipliers.std() > 0.01
     assert len(multipliers.unique()) == DECISIONS

@@ -1,4 +1,4 @@
-"""Several LRs at once, losses as a dict, and how to see what the controller did."""
+"""Several LRs at once, losses as a dict, and the record of decisions."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ breaker_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the loss explo
 @breaker_may_speak
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_group_is_controlled_as_if_it_were_alone(name):
-    """The decisions of a group depend on its own gradients and the common loss, not on its neighbour's gradients."""
+    """The decisions of a group depend on its own gradients and the common loss, not on the gradients of others."""
     both = Training()
     scheduler = build(name, both.optimizer, scope="param_group")
     alone = [
@@ -52,7 +52,7 @@ def test_an_unknown_scope_is_refused():
 
 
 class Tasks(Training):
-    """Shows its loss in another form."""
+    """A scheduler that observes its loss in another form."""
 
     form = staticmethod(lambda loss: loss)
 

@@ -1,4 +1,4 @@
-"""Schedulers when the loop is not as the README has it: odd calls, other horizons, numbers that are not numbers."""
+"""Schedulers in loops unlike the README's: odd calls, other horizons, non-finite numbers."""
 
 import copy
 import math
@@ -102,7 +102,7 @@ def test_an_epoch_number_is_refused():
 
 
 def test_the_callers_tensors_are_not_kept_alive():
-    """Looking at the caller must not hold its local variables: they are the activations of a step."""
+    """Inspecting the caller must not keep its local variables alive: they hold the activations of a step."""
     import weakref
 
     training = Training()
@@ -372,7 +372,7 @@ def decays(dtype: torch.dtype, schedule, updates: int, horizon: int) -> list[str
 
 def test_an_lr_below_what_changes_the_weights_is_reported_once():
     (message,) = decays(torch.float32, Exponential(rate=1e-12, every=1.0), 200, 200)
-    assert "an update changes no weight in its dtype any more" in message
+    assert "an update no longer changes any weight in its dtype" in message
     (in_half,) = decays(torch.bfloat16, Exponential(rate=1e-12, every=1.0), 200, 200)
 
     def step(text):

@@ -1,4 +1,4 @@
-"""Ranks agree through a store: two of them in one process, on torch's own in-memory store."""
+"""Agreement of ranks through a store: two of them in one process, on torch's own in-memory store."""
 
 import pickle
 import warnings
