@@ -6,7 +6,6 @@ run continues bit for bit.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from metalr.agents.meta_gradients import Route, meta_gradient
 from metalr.agents.pes import Estimate
 from metalr.agents.unrolls import check_meta_loss
 from metalr.engine.runs import BatchedRuns
+from metalr.files import whole_file
 from metalr.learned.module import Learned, MetaVector
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
@@ -214,7 +214,7 @@ class MetaTrainer:
         return self.learned
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint: tensors, numbers and strings only, replaced in one move."""
+        """Write a checkpoint: tensors, numbers and strings only, whole or not at all."""
         state = {
             "outer_step": self.outer_step,
             "meta_params": self.meta.read(),
@@ -224,9 +224,8 @@ class MetaTrainer:
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as partial:
+            torch.save(state, partial)
         self._saved_at = self.outer_step
 
     def load(self, path: str | Path) -> None:

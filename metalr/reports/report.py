@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalr.compare import selection
+from metalr.files import write_whole
 from metalr.reports import figures, text_table
 from metalr.reports.tables import edge_warnings, interval, number, result_grid, time_grid, trials_grid, wrong_base_grid
 from metalr.reports.text_table import Grid
@@ -180,7 +181,7 @@ def html(comparison: "Comparison", path: str | Path) -> Path:
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    write_whole(target, page)
     return target
 
 
