@@ -124,6 +124,11 @@ def open_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / CONFIG, json.dumps(new, indent=2) + "\n")
         return new
+    return _same_run(folder, new)
+
+
+def _same_run(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """The config in a folder that is not empty; raises ValueError if it is not of the run `new`."""
     old = _stored_config(folder)
     if old is None:
         raise ValueError(
