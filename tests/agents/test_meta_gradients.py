@@ -320,6 +320,30 @@ def test_bad_options_are_refused(options, message):
         meta_gradient(KnotLR(2), engine(small_task()), torch.arange(2), **options)
 
 
+@pytest.mark.parametrize("backend", ["batched", "higher"])
+def test_a_module_with_nothing_to_learn_is_refused(backend):
+    with pytest.raises(ValueError, match="got a module without trainable parameters"):
+        meta_gradient(ConstantLR().requires_grad_(False), engine(small_task()), torch.arange(2), backend=backend)
+
+
+class TwoConstants(ConstantLR):
+    """Has a meta-parameter that no LR depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("backend", "route"), [("batched", "full"), ("batched", "segments"), ("batched", "truncated"), ("higher", "full")]
+)
+def test_a_meta_parameter_without_effect_has_the_gradient_zero(backend, route):
+    result = meta_gradient(TwoConstants(), engine(small_task()), torch.arange(2), backend=backend, route=route)
+    assert result.gradient["idle"].tolist() == [0.0, 0.0]
+    assert result.gradient["log_multiplier"] != 0.0
+    assert not any(part.requires_grad for part in result.gradient.values())
+
+
 def test_torchopt_gives_the_same_gradient():
     torchopt = pytest.importorskip("torchopt")
     runs = engine(small_task(optimizer="sgd", horizon=5), 1)
