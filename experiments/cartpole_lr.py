@@ -61,12 +61,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from experiments.meta_records import FOLDER, print_table
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_lr_callback import ControlledLR
-from metalr.agents.sb3_training import CONTROLLER, Budget
+from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_controller
 from metalr.compare.statistics import bootstrap
 from metalr.control.controller import Controller
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.records import CONFIG, versions
+from metalr.records import versions
 from metalr.schedulers.adapters import sb3_learning_rate
 from metalr.schedules import Constant, Cosine, Linear, Schedule
 from metalr.tasks.catalog import make_task

@@ -22,11 +22,10 @@ import torch
 import tyro
 
 from metalr.agents.ppo import train_ppo
-from metalr.agents.sb3_training import CONTROLLER, Budget
+from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
 from metalr.compare.comparison import Settings, compare, progress_bar
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.records import CONFIG
 from metalr.reports import report
 from metalr.reports.tables import result_grid
 from metalr.schedules import Linear

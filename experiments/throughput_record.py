@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from metalr.files import write_whole
 from metalr.records import read_lines, to_line, versions
 
 
@@ -55,8 +54,10 @@ class Record:
         self.rows.append({**row, **self.common})
         for each in self.rows:
             self._relate(each)
+        partial_file = self.path.with_suffix(".partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, "".join(map(to_line, self.rows)))
+        partial_file.write_text("".join(map(to_line, self.rows)))
+        partial_file.replace(self.path)
 
     def _relate(self, row: dict[str, Any]) -> None:
         """Where the hardware's limits are known, say how far from them the engine is."""

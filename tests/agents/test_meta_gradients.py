@@ -17,6 +17,7 @@ from metalr.optimizers.classic import OPTIMIZERS, SGD, Adam
 from metalr.tasks import models
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from tests.support.policies import randomise
 
 HIGHER = pytest.importorskip("higher")
 BASE_LR = {"adam": 0.01, "adamw": 0.01, "rmsprop": 0.003, "adagrad": 0.02}
@@ -142,10 +143,7 @@ def test_initial_weights(per_parameter):
         assert relative(other.vector(), full.vector()) < 1e-8
 
 
-def excite(policy: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for p in policy.parameters():
-        p.data.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+excite = partial(randomise, seed=3, scale=0.1)
 
 
 @pytest.mark.parametrize("policy", [MLPPolicy((2,), decisions=3), GRUPolicy(1, decisions=3)], ids=["mlp", "gru"])

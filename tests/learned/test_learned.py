@@ -15,18 +15,13 @@ from metalr.learned.policies import GRUPolicy, MLPPolicy
 from metalr.learned.schedules import ConstantLR, KnotLR, ParameterLR, StepwiseLR
 from metalr.schedules.knots import Knots
 from metalr.signals import observations
+from tests.support.policies import randomise
 
 OPEN_LOOP = {
     "constant": lambda: ConstantLR(0.7),
     "knots": lambda: KnotLR(6, [1.0, 2.0, 0.5, 0.5, 0.1, 0.03]),
     "stepwise": lambda: StepwiseLR(7, initial=0.3),
 }
-
-
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for p in module.parameters():
-        p.data.add_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
 @pytest.mark.parametrize("name", OPEN_LOOP)
