@@ -93,9 +93,7 @@ def train_agent(
     transition.seed(seed)
     model = learner.build(transition, learner.settings, seed, folder / "tensorboard" if tensorboard else None)
     if resume and (folder / CHECKPOINT).is_file():
-        model = type(model).load(folder / CHECKPOINT, env=model.get_env(), device="cpu")
-        # Episodes that were seen before the interruption are not seen again.
-        transition.seed(seed + 1_000_003 * model.num_timesteps)
+        model = _trained_so_far(model, transition, seed, folder / CHECKPOINT)
     timesteps = budget.episodes * transition.num_groups * transition.config.decisions
     keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
     curve = RewardCallback()
@@ -124,6 +122,14 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise FileExistsError(
             f"got folder {folder}, which already holds files, expected a new one: resume it or choose another"
         )
+
+
+def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, checkpoint: Path) -> BaseAlgorithm:
+    """The model of a checkpoint, in the environment of an untrained one."""
+    loaded = type(model).load(checkpoint, env=model.get_env(), device="cpu")
+    # Episodes that were seen before the interruption are not seen again.
+    transition.seed(seed + 1_000_003 * loaded.num_timesteps)
+    return loaded
 
 
 def _learn(
