@@ -92,10 +92,11 @@ class MetaGradients:
         return Estimate(result.loss, vector, runs.task.name, result.diverged.double().mean().item())
 
     def state(self) -> dict[str, Any]:
+        """Nothing: every draw is a function of the outer step."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing to restore."""
 
 
 @dataclass(frozen=True)

@@ -261,8 +261,10 @@ class Turns:
         return self.estimators[outer_step % len(self.estimators)].estimate(outer_step, progress)
 
     def state(self) -> dict[str, Any]:
+        """The state of every estimator."""
         return {"turns": [estimator.state() for estimator in self.estimators]}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
         for estimator, saved in zip(self.estimators, state["turns"], strict=True):
             estimator.load_state(saved)

@@ -76,7 +76,14 @@ def train_agent(
 
     Args:
         learner: the algorithm.
-        transition, folder, budget, seed, progress, tensorboard, resume, options: as in `metalr.agents.ppo.train_ppo`.
+        transition: the environment's core.
+        folder: a new run folder, or with `resume` one that an interrupted run left.
+        budget: episodes and wall time; None for the default.
+        seed: of the policy and the episodes.
+        progress: show a progress bar.
+        tensorboard: write `folder/tensorboard`.
+        resume: continue from the last checkpoint.
+        options: kept in `config.json` for whoever resumes the folder without this call at hand.
 
     Returns:
         The exported controller, also in `controller.safetensors`.

@@ -29,6 +29,7 @@ except ImportError as error:  # the agents need more than the core; the other co
         """Train a controller (needs pip install 'metalr[rl,data]')."""
 
         def run(self) -> None:
+            """Say which packages are missing."""
             raise SystemExit(f"training needs more packages ({_missing}): pip install 'metalr[rl,data]'")
 
 else:
