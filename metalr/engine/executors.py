@@ -75,7 +75,7 @@ class EagerExecutor(Executor):
 
 
 class CompiledExecutor(Executor):
-    """As `EagerExecutor`, with the step compiled. Where that fails, one warning says why and training continues eagerly.
+    """As `EagerExecutor`, with the step compiled. If that fails, one warning says why and training continues eagerly.
 
     The first step compiles. torch keeps compiled code on disk, so that another process with the same task and number
     of runs is faster at it.
