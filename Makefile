@@ -3,15 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test test-integrations slow gpu lint demo clean
+.PHONY: help setup test test-slow test-gpu test-integrations lint demo clean
 
 help:
-	@echo "make test    lint, types and the quick tests"
+	@echo "make test               lint, types, the quick tests, the examples of docs and docstrings"
+	@echo "make test-slow          the tests that take longer than about ten seconds each"
+	@echo "make test-gpu           the tests that need a CUDA device"
 	@echo "make test-integrations  the tests in the loops of other libraries, which it installs"
-	@echo "make slow    the slow tests"
-	@echo "make gpu     the tests that need a CUDA device"
-	@echo "make demo    train a controller, export it, use it and compare it (about two minutes)"
-	@echo "make clean   remove what was built; runs/ stays"
+	@echo "make lint               lint and types alone"
+	@echo "make demo               train a controller, export it, use it and compare it (about two minutes)"
+	@echo "make setup              .venv, with all that is needed for development; every target above makes it"
+	@echo "make clean              remove .venv and what was built; runs/ stays"
 
 setup: .venv/ready
 
@@ -32,10 +34,10 @@ test: setup lint
 test-integrations: .venv/integrations-ready
 	METALR_REQUIRE_INTEGRATIONS=1 $(BIN)/python -m pytest tests/integrations tests/test_docs.py
 
-slow: setup
+test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-gpu: setup
+test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
 lint: setup
@@ -47,4 +49,4 @@ demo: setup
 	$(BIN)/python -m experiments.demo
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The Stable-Baselines3 facade over the environment's core: one row for each run and LR group."""
+"""The Stable-Baselines3 facade of the environment: one row for each run and LR group."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,13 +12,17 @@ from metalr.envs.transition import Transition
 
 
 class LRControlVecEnv(VecEnv):
-    """A native `VecEnv`: the batched runs step together, finished ones are replaced in the same step.
+    """A native `VecEnv`: the batched runs advance together, and finished ones are replaced within the same step.
 
-    With several LR groups each group is a row of its own with the shared reward, so that one policy serves all.
-    `info["episode"]` has the return `r` and length `l` of a finished episode, as SB3's `Monitor` reports them.
+    With several LR groups, each group is a separate row with the shared reward, so that one policy serves all of them.
+    `info["episode"]` has the return `r` and the length `l` of a finished episode, as SB3's `Monitor` reports them.
 
     Args:
-        transition: the core.
+        transition: the core of the environment.
+
+    Attributes:
+        diverged_episodes: episodes that have ended in divergence.
+        finished_episodes: episodes that have ended.
     """
 
     def __init__(self, transition: Transition) -> None:
@@ -32,17 +36,21 @@ class LRControlVecEnv(VecEnv):
         self.finished_episodes = 0
 
     def reset(self) -> np.ndarray:
-        """New episodes everywhere."""
+        """Start new episodes everywhere; returns their observations, `(num_envs, NUM_FEATURES)` float32."""
         self._returns[:] = 0.0
         self._lengths[:] = 0
         return self._rows(self.transition.reset())
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions; the work is done in `step_wait`."""
+        """Keep the actions, `(num_envs, 1)` or level indices, for `step_wait`."""
         self._actions = torch.as_tensor(actions).reshape(self.transition.num_envs, self.transition.num_groups)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """One decision everywhere."""
+        """Take one decision everywhere.
+
+        Returns:
+            Observations, rewards, dones and infos, one row for each run and LR group.
+        """
         outcome = self.transition.step(self._actions)
         groups = self.transition.num_groups
         observation = self._rows(outcome.observation)
@@ -66,28 +74,36 @@ class LRControlVecEnv(VecEnv):
         return observation, reward, done, infos
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def seed(self, seed: int | None = None) -> list[int | None]:
-        """Start the sequence of episodes anew."""
+        """Restart the sequence of episodes from a seed, if there is one."""
         if seed is not None:
             self.transition.seed(seed)
         return [seed] * self.num_envs
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """The same attribute for every row."""
+        """The attribute of this object, once for every row."""
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        """Refused: the runs share their settings."""
+        """Refuse to set an attribute, because the runs share their settings.
+
+        Raises:
+            NotImplementedError: always.
+        """
         raise NotImplementedError(f"got set_attr({attr_name!r}), expected none: build a new environment instead")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Refused: there are no separate environments to call."""
+        """Refuse to call a method, because there are no separate environments.
+
+        Raises:
+            NotImplementedError: always.
+        """
         raise NotImplementedError(f"got env_method({method_name!r}), expected none: the runs are one batch")
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
-        """No row is wrapped."""
+        """False for every row."""
         return [False] * len(list(self._get_indices(indices)))
 
     def _rows(self, observation: torch.Tensor) -> np.ndarray:

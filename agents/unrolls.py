@@ -1,7 +1,7 @@
-"""A run of the batched engine under learned meta-parameters, as a pure function that gradients go through.
+"""Runs of the batched engine under learned meta-parameters, as pure functions that can be differentiated.
 
-`Unroll` is shared by the meta-gradients, which differentiate it, and by the evolution strategies, which only
-run it forward. Knows nothing of outer steps.
+`Unroll` is shared by the meta-gradients, which differentiate it, and the evolution strategies, which only run it
+forward.
 """
 
 from collections.abc import Callable
@@ -12,72 +12,89 @@ from torch import Tensor
 from torch.func import vmap
 
 from metalr import schedules
-from metalr.control import actions
-from metalr.control.actions import ActionState
+from metalr.agents.meta_losses import MetaLoss
+from metalr.control import actions, loop
 from metalr.control.controller import decision_steps
+from metalr.control.loop import LoopState
+from metalr.control.lr import lr_in_force
+from metalr.control.recurrent import RecurrentState
+from metalr.engine.interval import measure, run_steps, update_ratio
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import RunState, TrainingStep
 from metalr.learned.module import Learned, OpenLoop
 from metalr.learned.policies import ClosedLoop
-from metalr.signals import observations, stats
-from metalr.signals.observations import Context, ObservationState
-from metalr.signals.stats import RunStats
-from metalr.tasks.data import Batch
+from metalr.tasks.data import Batch, Split
 
-META_LOSSES = ("mean-train", "final-train", "final-valid")
-# Elements that the evaluation of a final loss puts through the network at once.
+# Elements that pass through the network at once when a final loss is evaluated.
 _CHUNK = 4096
 
 
-class Policy(NamedTuple):
-    """What a closed-loop policy carries, all `(num_runs, num_groups, …)`; empty for an open loop."""
-
-    multiplier: Tensor
-    observed: ObservationState
-    action: ActionState
-    memory: Tensor
-
-
 class Carry(NamedTuple):
-    """Everything that passes from one inner step to the next.
+    """Everything carried from one inner step to the next.
 
     Attributes:
-        runs: of the engine.
-        policy: None for an open loop.
-        loss_sum: `(num_runs,)`, sum of the minibatch losses so far.
+        runs: state of the engine's runs.
+        loop: state of a closed loop; None for an open one.
+        loss_sum: sum of the minibatch losses so far, `(num_runs,)`.
     """
 
     runs: RunState
-    policy: Policy | None
+    loop: LoopState | None
     loss_sum: Tensor
 
 
 class FirstOrderStep(TrainingStep):
-    """A training step whose gradient counts as a constant: no second derivatives."""
+    """A training step whose gradient is taken as a constant, without second derivatives."""
 
     def gradient_and_loss(self, params: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient, loss = super().gradient_and_loss(params, batch)
         return gradient.detach(), loss
 
 
+class LivePolicy:
+    """A learned closed loop in the form of a controller, through which gradients flow.
+
+    Args:
+        policy: supplies the action, the decisions and the size of the memory.
+        call: `(observation, memory) -> (action, memory)`: the policy itself, or with separate parameters for each run.
+    """
+
+    def __init__(self, policy: ClosedLoop, call: Callable[..., Any]) -> None:
+        self.policy = policy
+        self.call = call
+
+    def init(self, like: Tensor) -> RecurrentState:
+        """The state before the first decision, shaped `(num_runs, num_groups)` like `like`."""
+        memory = like.new_zeros((*like.shape, self.policy.memory_size), dtype=torch.float64)
+        return RecurrentState(memory, actions.initial_state(self.policy.action, like))
+
+    def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """One decision, as for `Controller`."""
+        action, memory = self.call(observation, state.memory)
+        multiplier, action_state = actions.act(self.policy.action, action, observation, state.action)
+        return multiplier, RecurrentState(memory, action_state)
+
+
 class Unroll:
     """Runs of one task from their seeds to the horizon under a learned module.
 
     Open loop: lr(t) = base_lr · learned(t / horizon). Closed loop: lr(t) = base_lr · schedule(t / horizon) ·
-    multiplier, decided `learned.decisions` times from the observation, as in `metalr.engine.episodes.run_episode`.
+    multiplier, where the multiplier is decided `learned.decisions` times from the observation, as in
+    `metalr.engine.episodes.run_episode`.
 
     Args:
-        runs: the engine; its runs are started anew from `seeds`.
+        runs: the engine; its runs are restarted from `seeds`.
         learned: an open-loop or closed-loop module.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, or None for the task's.
-        call: what to call in place of `learned`, with arguments that have the leading axis num_runs: the module
-            with meta-parameters of each run's own. None gives all runs the module's.
+        call: called in place of `learned`, with arguments that have the leading axis num_runs: the module with separate
+            meta-parameters for each run. None gives all runs those of the module.
         schedule: base schedule of a closed loop.
-        order: 2 differentiates through the inner gradients, 1 takes them as constants.
+        order: 2 differentiates through the inner gradients; 1 takes them as constants.
 
     Raises:
-        ValueError: `order` is neither 1 nor 2, or the horizon is too short for the decisions.
+        ValueError: `order` is neither 1 nor 2, `learned` is neither open-loop nor closed-loop, or the horizon is too
+            short for the decisions.
     """
 
     def __init__(
@@ -92,7 +109,7 @@ class Unroll:
         order: int = 2,
     ) -> None:
         if order not in (1, 2):
-            raise ValueError(f"got order {order}, expected 1 or 2: 1 leaves out the second derivatives")
+            raise ValueError(f"got order {order}, expected 1 or 2: 1 omits the second derivatives")
         if not isinstance(learned, (OpenLoop, ClosedLoop)):
             raise ValueError(
                 f"got a {type(learned).__name__}, expected a module of metalr.learned.schedules: subclass those"
@@ -105,16 +122,18 @@ class Unroll:
         self.base_lr = base.to(runs.device, runs.dtype)[:, None]
         self.step = (FirstOrderStep if order == 1 else TrainingStep)(runs.task, runs.layout, runs.module)
         self.stops = [self.horizon]
+        self.controller: LivePolicy | None = None
         if isinstance(learned, ClosedLoop):
+            self.controller = LivePolicy(learned, call or learned)
             self.stops = [*decision_steps(self.horizon, learned.decisions)[1:], self.horizon]
         self.like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
 
     def start(self, dead: Tensor | None = None) -> Carry:
-        """Before the first inner step.
+        """The state before the first inner step.
 
         Args:
-            dead: `(num_runs,)` bool, runs that are frozen from the start: those that are known to diverge. A frozen
-                run is fed zeros, so that no NaN of its own can reach the gradient of the others.
+            dead: runs to freeze from the start because they are known to diverge, `(num_runs,)` bool. A frozen run is
+                fed zeros, so that none of its NaNs can reach the gradient of the others.
         """
         state = self.runs.state
         row = self.learned.initial_params() if self.call is None else None
@@ -122,13 +141,18 @@ class Unroll:
             state = state._replace(params=row.to(state.params.dtype).expand(self.runs.num_runs, -1))
         if dead is not None:
             state = state._replace(diverged=state.diverged | dead)
-        policy = self._first_decision(state) if isinstance(self.learned, ClosedLoop) else None
+        policy = self._first_decision(self.controller, state) if self.controller is not None else None
         return Carry(state, policy, torch.zeros_like(self.like[:, 0]))
 
     def advance(self, carry: Carry, start: int, stop: int) -> Carry:
-        """Inner steps `start` to `stop`; a closed loop decides anew at each of `self.stops` on the way.
+        """The state after inner steps `start` to `stop`, with a decision of a closed loop at each of `self.stops`.
 
-        A closed loop must start and stop at decisions, since the statistics of an interval are not carried.
+        A closed loop must start and stop at decisions, because the statistics of an interval are not carried.
+
+        Args:
+            carry: the state before inner step `start`.
+            start: first inner step.
+            stop: inner step before which to stop.
         """
         while start < stop:
             end = min(next(s for s in self.stops if s > start), stop)
@@ -136,117 +160,53 @@ class Unroll:
             start = end
         return carry
 
-    def meta_loss(self, carry: Carry, name: str) -> Tensor:
-        """The meta-loss of each run at the horizon, `(num_runs,)`; 0 for a diverged run.
-
-        Args:
-            carry: at the horizon.
-            name: "mean-train" (minibatch loss, mean over all inner steps), "final-train" or "final-valid" (mean
-                over the whole split after the last inner step).
-        """
-        check_meta_loss(name)
-        value = carry.loss_sum / self.horizon if name == "mean-train" else self.split_loss(carry, name[6:])
+    def meta_loss(self, carry: Carry, kind: MetaLoss) -> Tensor:
+        """The meta-loss of each run at the horizon, `(num_runs,)`; 0 for a diverged run."""
+        value = self.split_loss(carry, kind.split) if kind.is_final else carry.loss_sum / self.horizon
         return torch.where(carry.runs.diverged, 0.0, value)
 
-    def split_loss(self, carry: Carry, split: str) -> Tensor:
-        """Mean loss over a split, `(num_runs,)`."""
+    def split_loss(self, carry: Carry, split: Split) -> Tensor:
+        """The mean loss over a split, `(num_runs,)`."""
         params = torch.where(carry.runs.diverged[:, None], 0.0, carry.runs.params)
         total, seen = torch.zeros_like(carry.loss_sum), 0
-        chunks = self.runs.data.chunks(split, self.runs.variants, 1 << 62, _CHUNK)  # type: ignore[arg-type]
+        chunks = self.runs.data.chunks(split, self.runs.variants, 1 << 62, _CHUNK)
         for inputs, targets in chunks:
             total = total + vmap(self.step.run_loss)(params, inputs, targets) * inputs.shape[1]
             seen += inputs.shape[1]
         return total / seen
 
     def _interval(self, carry: Carry, start: int, stop: int) -> Carry:
-        state, runs = carry.runs, self.runs
-        lrs = self._lrs(carry, start, stop)
-        batches = runs.data.batches(runs.seeds, runs.variants, state.step, stop - start, runs.task.batch_size)
-        losses: list[Tensor] = []
-        gradient_before = params_before = gradient = torch.empty(0)
-        for lr, batch in zip(lrs, batches, strict=True):
-            gradient_before, params_before = gradient, state.params
-            # The LR of a dead run is replaced too: an infinite one times its zero gradient would be NaN.
-            state, loss, gradient = self.step(state, batch, torch.where(state.diverged[:, None], 0.0, lr))
-            losses.append(loss)
-        together = torch.stack(losses)  # (num_steps, num_runs)
-        loss_sum = carry.loss_sum + torch.where(state.diverged, 0.0, together).sum(0)
-        policy = carry.policy
-        if policy is not None and stop < self.horizon:
-            seen = self._stats(together, gradient_before, gradient, params_before, state.params)
-            policy = self._decide(policy, seen, stop)
+        runs = self.runs
+        batches = runs.data.batches(runs.seeds, runs.variants, carry.runs.step, stop - start, runs.task.batch_size)
+        state, trace = run_steps(self._advance, carry.runs, batches, self._lrs(carry, start, stop))
+        loss_sum = carry.loss_sum + torch.where(state.diverged, 0.0, trace.losses).sum(0)
+        policy = carry.loop
+        if self.controller is not None and policy is not None and stop < self.horizon:
+            seen = measure(runs.layout, trace, state.params)
+            policy = loop.decide(self.controller, policy, seen, stop / self.horizon)
         return Carry(state, policy, loss_sum)
 
+    def _advance(self, state: RunState, batch: Batch, lr: Tensor) -> tuple[RunState, Tensor, Tensor]:
+        # The LR of a dead run is replaced too: an infinite one times its zero gradient would be NaN.
+        return self.step(state, batch, torch.where(state.diverged[:, None], 0.0, lr))
+
     def _lrs(self, carry: Carry, start: int, stop: int) -> Tensor:
-        """`(num_steps, num_runs, num_groups)` absolute LRs of an interval."""
+        """The absolute LRs of an interval, `(num_steps, num_runs, num_groups)`."""
         progress = torch.arange(start, stop, device=self.runs.device, dtype=torch.float64) / self.horizon
-        if carry.policy is not None:
+        if carry.loop is not None:
             factor = self.schedule(progress).to(self.runs.dtype)[:, None, None]
-            return self.base_lr * factor * carry.policy.multiplier
+            return lr_in_force(self.base_lr, factor, carry.loop.multiplier)
         if self.call is None:
             multiplier = self.learned(progress)[:, None]
         else:
             multiplier = self.call(progress.expand(self.runs.num_runs, -1)).transpose(0, 1)
         return self.base_lr * multiplier.to(self.runs.dtype)
 
-    def _stats(self, losses: Tensor, before: Tensor, last: Tensor, params_before: Tensor, params: Tensor) -> RunStats:
-        group_sum = self.runs.layout.group_sum
-        square_before, square_last = group_sum(before.square()), group_sum(last.square())
-        update = group_sum((params - params_before).square())
-        return RunStats(
-            *stats.loss_stats(losses),
-            gradient_norm=stats.gradient_norm(square_before, square_last),
-            gradient_cosine=stats.cosine(group_sum(before * last), square_before, square_last),
-            update_ratio=stats.ratio(update, group_sum(params_before.square())),
-        )
-
-    def _first_decision(self, state: RunState) -> Policy:
-        runs, layout = self.runs, self.runs.layout
-        policy = self._policy()
-        num_runs, num_groups = self.like.shape
-        blank = Policy(
-            self.like,
-            observations.initial_state(num_runs, num_groups, self.like),
-            actions.initial_state(policy.action, num_runs, num_groups, self.like),
-            self.like.new_zeros((num_runs, num_groups, policy.memory_size), dtype=torch.float64),
-        )
+    def _first_decision(self, controller: LivePolicy, state: RunState) -> LoopState:
+        runs = self.runs
         batches = runs.data.batches(runs.seeds, runs.variants, state.step, 1, runs.task.batch_size)
-        params = torch.where(state.diverged[:, None], 0.0, state.params)
-        gradient, _ = self.step.gradient_and_loss(params, next(iter(batches)))
-        lr = layout.expand(self.base_lr * self.schedule(0.0) * self.like)
-        new, _ = runs.task.optimizer.update(gradient, state.optimizer, params, lr, state.step[:, None])
-        ratio = stats.ratio(layout.group_sum((new - params).square()), layout.group_sum(params.square()))
-        return self._act(blank, observations.observe_start(ratio, self._context(blank, 0.0)))
-
-    def _decide(self, policy: Policy, seen: RunStats, stop: int) -> Policy:
-        # Before the first interval the memory is NaN. The features of change then come out as 0, but by way of
-        # a NaN whose derivative would poison everything: the present value in its place gives the same 0.
-        zero = torch.zeros_like(self.like)
-        log_loss, log_norm = seen.log_loss[:, None] + zero, seen.gradient_norm.log()
-        known = policy.observed
-        known = known._replace(
-            last_log_loss=torch.where(known.last_log_loss.isnan(), log_loss, known.last_log_loss),
-            last_log_norm=torch.where(known.last_log_norm.isnan(), log_norm, known.last_log_norm),
-        )
-        observation, observed = observations.observe(seen, known, self._context(policy, stop / self.horizon))
-        return self._act(policy._replace(observed=observed), observation)
-
-    def _act(self, policy: Policy, observation: Tensor) -> Policy:
-        action, memory = (self.call or self.learned)(observation, policy.memory)
-        exploded, has_history = (observations.feature(observation, name) for name in ("loss_exploded", "has_history"))
-        spec = self._policy().action
-        multiplier, state = actions.apply(spec, action, exploded, has_history, policy.action)
-        return Policy(multiplier, policy.observed, state, memory)
-
-    def _policy(self) -> ClosedLoop:
-        assert isinstance(self.learned, ClosedLoop)
-        return self.learned
-
-    def _context(self, policy: Policy, progress: float) -> Context:
-        return Context(self.like * progress, policy.multiplier, self.like, self.like)
-
-
-def check_meta_loss(name: str) -> None:
-    """Raise ValueError unless `name` is one of `META_LOSSES`."""
-    if name not in META_LOSSES:
-        raise ValueError(f"got meta-loss {name!r}, expected one of {', '.join(META_LOSSES)}: use one of these")
+        state = state._replace(params=torch.where(state.diverged[:, None], 0.0, state.params))
+        lr = lr_in_force(self.base_lr, self.schedule(0.0), self.like)
+        new, _, _ = self.step.update(state, next(iter(batches)), lr)
+        blank = loop.init(controller.init(self.like), self.like)
+        return loop.start(controller, blank, update_ratio(runs.layout, new.params, state.params))

@@ -1,4 +1,4 @@
-"""The one-run Gymnasium facade: `gymnasium.make("metalr/LRControl-v0")`."""
+"""The Gymnasium facade for one run: `gymnasium.make("metalr/LRControl-v0")`."""
 
 from typing import Any
 
@@ -11,30 +11,30 @@ from metalr.envs.spaces import action_space, observation_space
 
 
 class LRControlEnv(gymnasium.Env):
-    """
+    r"""Control of the learning rate of one supervised training run.
+
     ## Description
 
-    An episode is one supervised training run, from initial weights to its horizon. A step trains for a fixed
-    number of inner steps at one learning rate, which the action sets; the agent is paid for the fall of the log
-    loss. The base learning rate is wrong by a random factor, so that the agent has to find the right one from what
-    it sees.
+    An episode is one supervised training run, from its initial weights to its horizon. An env step trains for a fixed
+    number of inner steps at one learning rate, which the action sets; the reward is the fall of the log loss. The base
+    learning rate is wrong by a random factor, so the agent must find the right one from its observations.
 
     ## Action Space
 
     Box [-1, 1] `(1,)`. Anchored: lr = base_lr · schedule(progress) · exp(alpha · action). Recursive: the multiplier
     in force is multiplied by exp(alpha · action). The multiplier stays within [low, high]. With `levels=n` the
-    space is Discrete(n), equally spaced in [-1, 1].
+    space is Discrete(n), with levels equally spaced in [-1, 1].
 
     ## Observation Space
 
-    Box `(16,)`, float32; `soft(x, s)` is x / (s + |x|). Before the first update only `update_ratio` (of the update
-    that would be made), `lr_multiplier` and the masks are known; what is not known is 0.
+    Box `(16,)`, float32; `soft(x, s)` is x / (s + |x|). Before the first update only `update_ratio` (predicted for
+    that update), `lr_multiplier` and the masks are known; unknown features are 0.
 
     | name | formula | min | max |
     |---|---|---|---|
     | progress | inner steps done / horizon; 0 if the horizon is unknown | 0 | 1 |
     | lr_multiplier | log(LR in force / (base LR * base schedule)) / 3, clipped | -1 | 1 |
-    | update_ratio | (log10(\\|update\\| / \\|weights\\|) + 3) / 3, clipped | -1 | 1 |
+    | update_ratio | (log10(\|update\| / \|weights\|) + 3) / 3, clipped | -1 | 1 |
     | loss_total | soft(log(mean loss / mean loss of the first interval), 1) | -1 | 1 |
     | loss_change | soft(log(mean loss / mean loss of the interval before), 0.1) | -1 | 1 |
     | loss_over_best | soft(log(mean loss / lowest mean loss so far), 0.1) | 0 | 1 |
@@ -51,25 +51,26 @@ class LRControlEnv(gymnasium.Env):
 
     ## Rewards
 
-    By name: `train` (default), `valid`, `paired` and `final`; see `metalr.envs.rewards.REWARDS`. Undiscounted, so
-    that the return is log(initial loss / final loss); a diverged run returns -3.
+    By name: `train` (default), `valid`, `paired` and `final`; see `metalr.envs.rewards.REWARDS`. Undiscounted: the
+    return is log(initial loss / final loss), or -3 for a diverged run.
 
     ## Starting State
 
-    Initial weights, data order, data variant and base learning rate come from the seed. The base learning rate is
-    log-uniform in `base_lr_range` times the task's default.
+    Initial weights, data order, data variant and base learning rate follow from the seed. The base learning rate is
+    log-uniform over `base_lr_range` times the task's default.
 
     ## Episode End
 
-    Terminated at the horizon (the budget is part of the task, and progress is observed) or when the run has
-    diverged. Never truncated.
+    Terminated at the horizon (the budget is part of the task, and progress is observed) or when the run diverges.
+    Never truncated.
 
     ## Arguments
 
-    `task` is a shipped name or a `metalr.Task`. Further arguments are fields of `metalr.envs.transition.EnvConfig`
-    (decisions, reward, schedule, base_lr_range, …), of `metalr.control.actions.ActionSpec` (mode, alpha, levels, low,
-    high) and, for a shipped task, of its builder (horizon, optimizer, width, …). `render_mode="rgb_array"` draws loss
-    and learning rate so far.
+    `task` is the name of a shipped task or a `metalr.Task`. Further arguments are fields of
+    `metalr.envs.transition.EnvConfig` (decisions, reward, schedule, base_lr_range, …), fields of
+    `metalr.control.actions.ActionSpec` (mode, alpha, levels, low, high) and, for a shipped task, arguments of its
+    builder (horizon, optimizer, width, …). With `render_mode="rgb_array"`, `render` draws the loss and the learning
+    rate so far.
 
         env = gymnasium.make("metalr/LRControl-v0", task="digits-mlp", horizon=200, decisions=20, levels=9)
     """
@@ -85,7 +86,7 @@ class LRControlEnv(gymnasium.Env):
         self._history: list[tuple[float, float]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start a run; `seed` starts the sequence of episodes anew."""
+        """Start a run; with a `seed`, restart the sequence of episodes."""
         super().reset(seed=seed)
         if seed is not None:
             self.transition.seed(int(seed))
@@ -93,7 +94,15 @@ class LRControlEnv(gymnasium.Env):
         return self._array(self.transition.reset()), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Train for one interval."""
+        """Train for one interval.
+
+        Args:
+            action: in [-1, 1], or the index of a level; one for each LR group.
+
+        Returns:
+            Observation, reward, terminated, truncated (always False) and info, with `lr` and `loss` of the interval and
+            `diverged`.
+        """
         outcome = self.transition.step(torch.as_tensor(np.asarray(action)).reshape(1, self.transition.num_groups))
         lr, loss = float(outcome.lr[0, 0]), float(outcome.loss[0])
         self._history.append((lr, loss))
@@ -101,7 +110,7 @@ class LRControlEnv(gymnasium.Env):
         return self._array(outcome.observation), float(outcome.reward), bool(outcome.done), False, info
 
     def render(self) -> np.ndarray | None:
-        """An RGB picture `(height, width, 3)` of loss and learning rate so far, for `render_mode="rgb_array"`."""
+        """An RGB image `(height, width, 3)` of loss and learning rate so far; None without a `render_mode`."""
         if self.render_mode != "rgb_array":
             return None
         try:

@@ -1,4 +1,4 @@
-"""The batched Gymnasium facade: `gymnasium.make_vec("metalr/LRControl-v0", num_envs=64)`."""
+"""The Gymnasium facade for many runs: `gymnasium.make_vec("metalr/LRControl-v0", num_envs=64)`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,14 @@ def make_transition(task: TaskLike, num_envs: int, seed: int, options: dict[str,
     """The core behind every facade.
 
     Args:
-        task: a shipped name, a `Task`, or several tasks that share the environments equally.
-        num_envs: environments in all.
+        task: the name of a shipped task, a `Task`, or several tasks that share the environments equally.
+        num_envs: total number of environments.
         seed: of the episodes.
-        options: fields of `EnvConfig`; fields of `ActionSpec` (mode, alpha, levels, low, high) are accepted beside
-            them, and whatever is left is passed to the shipped task's builder (horizon, width, optimizer, …).
+        options: fields of `EnvConfig` and of `ActionSpec` (mode, alpha, levels, low, high); any others go to the
+            builder of a shipped task (horizon, width, optimizer, …).
 
     Raises:
-        ValueError: a name or number is wrong.
+        ValueError: a name is unknown or a number out of its range.
         TypeError: an option is unknown.
     """
     action_options = {key: options[key] for key in ActionSpec.__dataclass_fields__ if key in options}
@@ -48,15 +48,20 @@ def make_transition(task: TaskLike, num_envs: int, seed: int, options: dict[str,
 
 
 class LRControlVectorEnv(VectorEnv):
-    """Many training runs advance together; see `metalr.envs.lr_control.LRControlEnv` for what one of them is.
+    """Many training runs that advance together; `metalr.envs.lr_control.LRControlEnv` describes one of them.
 
     Observations are `(num_envs, NUM_FEATURES)` float32, actions `(num_envs, 1)` in [-1, 1] (or level indices
-    `(num_envs,)`). An episode that ends is replaced in the same step; its last observation is in
-    `infos["final_obs"]`. `infos` also has `lr` and `loss` of the interval, `(num_envs,)`.
+    `(num_envs,)`). An episode that ends is replaced within the same step; its last observation is in
+    `infos["final_obs"]`. `infos` also has the `lr` and `loss` of the interval, `(num_envs,)`.
 
     Args:
-        num_envs: runs.
-        task, options: see `make_transition`.
+        num_envs: number of runs.
+        task: as for `make_transition`.
+        options: as for `make_transition`.
+
+    Raises:
+        ValueError: a name is unknown or a number out of its range.
+        TypeError: an option is unknown.
     """
 
     def __init__(self, num_envs: int = 1, task: TaskLike = "mnist1d-mlp", **options: Any) -> None:
@@ -71,13 +76,20 @@ class LRControlVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """New episodes everywhere; `seed` starts the sequence of episodes anew."""
+        """Start new episodes everywhere; with a `seed`, restart the sequence of episodes."""
         if seed is not None:
             self.transition.seed(int(seed))
         return self._array(self.transition.reset()), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One decision in every environment."""
+        """Take one decision in every environment.
+
+        Args:
+            actions: `(num_envs, num_groups)` in [-1, 1], or level indices.
+
+        Returns:
+            Observations, rewards, terminated, truncated (always False) and infos, each with leading axis num_envs.
+        """
         action = torch.as_tensor(np.asarray(actions)).reshape(self.num_envs, self.transition.num_groups)
         outcome = self.transition.step(action)
         done = outcome.done.cpu().numpy()

@@ -1,25 +1,25 @@
-"""Rewards by name: each is the rise of a potential, so that the undiscounted return is the outcome of the run.
+"""Rewards by name: each is the rise of a potential, so the undiscounted return is the outcome of the run.
 
-A potential is minus a log loss, relative to the start of the run. At the end of an episode it is taken from the
-whole split rather than from minibatches, and a diverged run ends at minus `PENALTY`, whatever it had gained.
+The potential is -log(loss / initial loss). At the end of an episode the loss is that of the whole split, not of
+minibatches. A diverged run ends at potential -`PENALTY`, whatever it had gained.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-# Potential of a diverged run: as bad as a loss that is exp(3) = 20 times the initial one.
+# A diverged run counts as one whose loss is exp(3) = 20 times the initial loss.
 PENALTY = 3.0
 
 
 class Reward(NamedTuple):
-    """How a named reward is made.
+    """The definition of a named reward.
 
     Attributes:
-        split: whose loss is the outcome; "train" uses the minibatch losses of the interval until the end.
-        paired: subtract the potential of the base schedule with the same seed and data order.
-        only_final: nothing before the end of the episode.
-        formula: shown to people.
+        split: on which the outcome is measured; "train" uses the minibatch losses of the interval until the end.
+        paired: whether the potential of the base schedule with the same seed and data order is subtracted.
+        only_final: whether there is no reward before the end of the episode.
+        formula: in words, for people.
     """
 
     split: str
@@ -37,13 +37,23 @@ REWARDS: dict[str, Reward] = {
 
 
 def rise(potential: Tensor, before: Tensor, diverged: Tensor, last: Tensor, only_final: bool) -> Tensor:
-    """The reward of one decision from the potentials around it, `(num_runs,)` each.
+    """The reward of one decision: the rise of the potential over its interval.
 
     Args:
-        potential: after the interval.
-        before: before it, or at the last reward for `only_final`.
-        diverged, last: `(num_runs,)` bool.
-        only_final: pay at the end only.
+        potential: after the interval, `(num_runs,)`.
+        before: before the interval, or at the start of the episode if `only_final`; `(num_runs,)`.
+        diverged: whether the run has diverged, `(num_runs,)` bool.
+        last: whether this was the last decision, `(num_runs,)` bool.
+        only_final: whether there is no reward before the end of the episode.
+
+    Returns:
+        `(num_runs,)`. For a diverged run, -PENALTY - before.
+
+    Example:
+        >>> no = torch.tensor([False, False])
+        >>> diverged = torch.tensor([False, True])
+        >>> rise(torch.tensor([0.75, 0.75]), torch.tensor([0.5, 0.5]), diverged, no, only_final=False).tolist()
+        [0.25, -3.5]
     """
     potential = potential.clamp(min=-PENALTY).where(~diverged, potential.new_tensor(-PENALTY))
     reward = potential - before

@@ -8,7 +8,7 @@ from metalr.signals.observations import FEATURES
 
 
 def observation_space(num_groups: int) -> spaces.Box:
-    """Box `(NUM_FEATURES,)`, or `(num_groups, NUM_FEATURES)` for several LRs, with the bounds of each feature."""
+    """Box `(NUM_FEATURES,)`, or `(num_groups, NUM_FEATURES)` for several groups, with the bounds of each feature."""
     low, high = (np.array([getattr(f, side) for f in FEATURES], dtype=np.float32) for side in ("low", "high"))
     if num_groups > 1:
         low, high = np.tile(low, (num_groups, 1)), np.tile(high, (num_groups, 1))

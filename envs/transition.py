@@ -1,7 +1,7 @@
-"""The environment's core: batched runs, decisions and rewards as tensors. No spaces, no facade, no autoreset.
+"""The core of the environment: batched runs, decisions and rewards as tensors. No spaces, no facade, no autoreset.
 
-One `RunGroup` holds the runs that share shapes; `Transition` puts several groups behind one axis of
-environments. The Gymnasium and Stable-Baselines3 facades are thin shells around it.
+A `RunGroup` holds the runs that share shapes; a `Transition` puts several groups behind one axis of environments. The
+Gymnasium and Stable-Baselines3 facades are thin shells around it.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from metalr import seeding
-from metalr.control import actions
+from metalr.control import actions, loop
 from metalr.control.actions import ActionSpec
-from metalr.engine.episodes import interval_lr
+from metalr.control.loop import Known, LoopState
+from metalr.control.lr import interval_lr
 from metalr.engine.runs import BatchedRuns
 from metalr.envs.rewards import REWARDS, rise
 from metalr.registry import look_up
 from metalr.schedules import Schedule
-from metalr.signals import observations
-from metalr.signals.observations import NUM_FEATURES, Context, visibility
+from metalr.signals.observations import visibility
 from metalr.signals.stats import RunStats
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
 
-# Examples of a split behind the potential at the end of an episode.
+# Examples of a split that are evaluated for the potential at the end of an episode.
 _OUTCOME_EXAMPLES = 2048
 # A loss that underflows to zero still has a logarithm.
 _LEAST_LOSS = 1e-30
@@ -33,20 +33,24 @@ _LEAST_LOSS = 1e-30
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """What an environment does, apart from its tasks and number of runs.
+    """The settings of an environment, apart from its tasks and the number of runs.
 
     Attributes:
         decisions: per episode; must divide the horizon of every task.
         action: how an action sets the LR multiplier.
         reward: a name in `metalr.envs.rewards.REWARDS`.
         schedule: base schedule; None takes each task's own.
-        base_lr_range: the base LR of each episode is log-uniform between these factors of the task's default.
-        hide_loss, hide_horizon: probability that an episode hides its losses, or its progress.
+        base_lr_range: factors of the task's default between which the base LR of each episode is drawn, log-uniformly.
+        hide_loss: probability that an episode hides its losses.
+        hide_horizon: probability that an episode hides its progress.
         visible: features that are shown; None for all.
-        groups: "global" or "module", see `BatchedRuns`.
-        compile: see `BatchedRuns`.
-        dtype: "float32" or "float64".
+        groups: "global" or "module", as for `BatchedRuns`.
+        compile: as for `BatchedRuns`.
+        dtype: of the training runs, "float32" or "float64".
         device: of the training runs.
+
+    Raises:
+        ValueError: an unknown reward, feature or dtype, or a probability outside [0, 1].
     """
 
     decisions: int = 20
@@ -73,15 +77,15 @@ class EnvConfig:
 
 
 class Outcome(NamedTuple):
-    """What one decision led to, for `num_envs` environments.
+    """The outcome of one decision in `num_envs` environments.
 
     Attributes:
         observation: `(num_envs, num_groups, NUM_FEATURES)`.
         reward: `(num_envs,)`.
-        done: `(num_envs,)` bool, horizon reached or diverged.
+        done: whether the horizon was reached or the run diverged, `(num_envs,)` bool.
         diverged: `(num_envs,)` bool.
-        lr: `(num_envs, num_groups)`, in force at the interval's last inner step.
-        loss: `(num_envs,)`, geometric mean of the interval's minibatch losses.
+        lr: in force at the last inner step of the interval, `(num_envs, num_groups)`.
+        loss: geometric mean of the minibatch losses of the interval, `(num_envs,)`.
     """
 
     observation: Tensor
@@ -95,8 +99,13 @@ class Outcome(NamedTuple):
 class RunGroup:
     """`num_runs` environments of one task.
 
+    Args:
+        task: to train.
+        num_runs: number of environments.
+        config: settings.
+
     Raises:
-        ValueError: the number of decisions does not divide the horizon, or leaves fewer than two inner steps each.
+        ValueError: the number of decisions does not divide the horizon, or leaves fewer than two inner steps for each.
     """
 
     def __init__(self, task: Task, num_runs: int, config: EnvConfig) -> None:
@@ -120,56 +129,60 @@ class RunGroup:
         self.runs = BatchedRuns(task, num_runs, **options)
         self.twin = BatchedRuns(task, num_runs, **options) if self.reward.paired else None
         self.num_groups = self.runs.layout.num_groups
-        self.shape = (num_runs, self.num_groups)
-        self.like = torch.ones(self.shape, dtype=self.runs.dtype, device=self.runs.device)
+        self.state: LoopState
+        self.like = torch.ones((num_runs, self.num_groups), dtype=self.runs.dtype, device=self.runs.device)
 
     def reset(self, which: Tensor, seeds: Tensor) -> Tensor:
-        """Start the episodes of `which` (bool) from `seeds`; the observation of all runs, valid where reset."""
+        """Start new episodes.
+
+        Args:
+            which: runs to start, `(num_runs,)` bool.
+            seeds: of all runs, `(num_runs,)` int64; those of other runs are ignored.
+
+        Returns:
+            The observation of all runs, `(num_runs, num_groups, NUM_FEATURES)`.
+        """
         everything = bool(which.all())
         for runs in (self.runs, self.twin):
             if runs is not None:
                 runs.init(seeds) if everything else runs.reset_runs(which, seeds)
         seeds = self.runs.seeds
-        fresh_action = actions.initial_state(self.config.action, *self.shape, self.like)
-        fresh_memory = observations.initial_state(*self.shape, self.like)
         if everything:
             self.decision = torch.zeros(len(seeds), dtype=torch.int64, device=self.like.device)
-            self.action_state, self.memory = fresh_action, fresh_memory
-            self.observation = self.like.new_zeros(*self.shape, NUM_FEATURES)
             self.potential = self.start_log_loss = self.like.new_zeros(len(seeds))
-        row = which[:, None]
         self.decision = self.decision.where(~which, 0)
-        self.action_state = actions.ActionState(
-            *(new.where(row, old) for new, old in zip(fresh_action, self.action_state, strict=True))
-        )
-        self.memory = observations.ObservationState(
-            *(new.where(row, old) for new, old in zip(fresh_memory, self.memory, strict=True))
-        )
         self.base_lr = draw_base_lr(self.task, seeds, self.config.base_lr_range)
         hidden = seeding.stream(seeds, "feature_mask")
-        self.has_loss, self.has_horizon = (
-            (seeding.uniform(hidden, index) >= probability).to(self.like.dtype)[:, None].expand_as(self.like)
-            for index, probability in enumerate((self.config.hide_loss, self.config.hide_horizon))
+        self.known = Known(
+            *(
+                (seeding.uniform(hidden, index) >= probability).to(self.like.dtype)[:, None].expand_as(self.like)
+                for index, probability in enumerate((self.config.hide_loss, self.config.hide_horizon))
+            )
         )
         probe = self.runs.probe(self._lr(self.like, 1)[0])
-        start = observations.observe_start(probe.update_ratio, self._context())
-        self.observation = start.where(row[..., None], self.observation)
+        fresh = loop.init(actions.initial_state(self.config.action, self.like), self.like)
+        fresh = loop.observe_start(fresh, probe.update_ratio, self.known)
+        self.state = fresh if everything else loop.reset(self.state, fresh, which)
         self.start_log_loss = probe.loss.clamp(min=_LEAST_LOSS).log().where(which, self.start_log_loss)
         self.potential = self.potential.where(~which, 0.0)
         return self.shown()
 
     def step(self, action: Tensor) -> Outcome:
-        """One decision of every run; actions are `(num_runs, num_groups)`, in [-1, 1] or level indices."""
+        """Take one decision in every run.
+
+        Args:
+            action: `(num_runs, num_groups)`, in [-1, 1] or level indices.
+        """
         spec = self.config.action
-        action = spec.level_action(action) if spec.levels else action
-        exploded, history = (observations.feature(self.observation, n) for n in ("loss_exploded", "has_history"))
-        multiplier, self.action_state = actions.apply(spec, action, exploded, history, self.action_state)
-        lr = self._lr(multiplier, self.steps_per_action)
+        chosen = spec.level_action(action) if spec.levels else action
+        self.state = loop.act(lambda seen, state: actions.act(spec, chosen, seen, state), self.state)
+        lr = self._lr(self.state.multiplier, self.steps_per_action)
         stats = self.runs.unroll(lr, self.steps_per_action)
         if self.twin is not None:
             twin_stats = self.twin.unroll(self._lr(self.like, self.steps_per_action), self.steps_per_action)
         self.decision = self.decision + 1
-        self.observation, self.memory = observations.observe(stats, self.memory, self._context())
+        progress = (self.decision / self.config.decisions).to(self.like.dtype)[:, None]  # (num_runs, 1)
+        self.state = loop.observe(self.state, stats, progress, self.known)
         last = self.decision == self.config.decisions
         diverged = self.runs.state.diverged
         potential = self._potential(self.runs, stats, last)
@@ -182,19 +195,16 @@ class RunGroup:
 
     def _lr(self, multiplier: Tensor, num_steps: int) -> Tensor:
         first = self.decision * self.steps_per_action
-        # A run that waits for its reset has no next interval; any LR will do, so it gets that of its last step.
+        # A run that awaits its reset has no next interval; any LR will do, so it gets that of its last steps.
         first = first.clamp(max=self.task.horizon - num_steps)
         return interval_lr(self.schedule, self.base_lr, multiplier, first, num_steps, self.task.horizon)
 
-    def _context(self) -> Context:
-        progress = (self.decision / self.config.decisions).to(self.like.dtype)[:, None].expand_as(self.like)
-        return Context(progress, self.action_state.multiplier, self.has_loss, self.has_horizon)
-
     def shown(self) -> Tensor:
-        return self.observation * visibility(self.config.visible, self.observation)
+        """The observation of all runs, with hidden features at 0, `(num_runs, num_groups, NUM_FEATURES)`."""
+        return self.state.observation * visibility(self.config.visible, self.state.observation)
 
     def _potential(self, runs: BatchedRuns, stats: RunStats, last: Tensor) -> Tensor:
-        """Minus the log loss relative to the start, `(num_runs,)`."""
+        """The potential -log(loss / initial loss), `(num_runs,)`."""
         log_loss = stats.log_loss
         measured = last if self.reward.split == "train" else torch.ones_like(last)
         which = (measured & ~runs.state.diverged).nonzero().squeeze(-1)
@@ -208,10 +218,10 @@ class Transition:
     """Several run groups behind one axis of `num_envs` environments.
 
     Args:
-        tasks: one for each run group; equally many environments each.
-        num_envs: in all; a multiple of the number of tasks.
-        config: see `EnvConfig`.
-        seed: makes every episode of every environment repeatable.
+        tasks: one for each run group, each with the same number of environments.
+        num_envs: total number of environments, a multiple of the number of tasks.
+        config: settings.
+        seed: from which every episode of every environment follows.
 
     Raises:
         ValueError: `num_envs` is not a multiple of the number of tasks, or the tasks differ in their LR groups.
@@ -232,12 +242,19 @@ class Transition:
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        """Start the count of episodes anew."""
+        """Restart the sequence of episodes from a seed."""
         self._seed = seed
         self._episodes = torch.zeros(self.num_envs, dtype=torch.int64)
 
     def reset(self, which: Tensor | None = None) -> Tensor:
-        """New episodes for the environments in `which` (bool; None for all); the observation of all of them."""
+        """Start new episodes.
+
+        Args:
+            which: environments to start, `(num_envs,)` bool; None for all.
+
+        Returns:
+            The observation of all environments, `(num_envs, num_groups, NUM_FEATURES)`.
+        """
         which = torch.ones(self.num_envs, dtype=torch.bool) if which is None else which.cpu()
         index = torch.arange(self.num_envs)
         seeds = seeding.hash_integers(seeding.stream(self._seed, "outer"), index, self._episodes)
@@ -250,7 +267,11 @@ class Transition:
         return torch.cat(shown)
 
     def step(self, action: Tensor) -> Outcome:
-        """One decision of every environment; actions are `(num_envs, num_groups)`."""
+        """Take one decision in every environment.
+
+        Args:
+            action: `(num_envs, num_groups)`, in [-1, 1] or level indices.
+        """
         size = self.num_envs // len(self.groups)
         parts = [
             group.step(part.to(group.like.device)) for group, part in zip(self.groups, action.split(size), strict=True)

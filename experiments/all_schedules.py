@@ -1,6 +1,6 @@
 """Which classic schedule is best on which shipped task, and how much does the choice matter once each is tuned?
 
-Every entry of `BASELINES` (schedules, reactive rules, hypergradient descent, Lookahead) on every shipped task that
+Every entry of `CONTENDERS` (schedules, reactive rules, hypergradient descent, Lookahead) on every shipped task that
 needs no download, with the same number of trials over the same LR grid, reported on fresh seeds, in two tables that
 never mix, with four optimizers setting each task's target.
 
@@ -21,48 +21,35 @@ test). The two quadratics have no noise: their seeds are all the same run. bytes
 tuning seed and five fresh seeds there, for everyone.
 
 About an hour of one CPU core, half of it for bytes-transformer. The run folders are `runs/all_schedules` and
-`runs/all_schedules-bytes-transformer`: it can be stopped and gone on with; the records are published beside the summary
-as `all_schedules-runs.jsonl.gz`.
+`runs/all_schedules-bytes-transformer`; a stopped run resumes from them. Every run's record is published beside the
+summary as `all_schedules-runs.jsonl.gz`.
 """
 
-import gzip
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import tyro
-
-from experiments.meta_records import FOLDER, figure_path, print_table, write_records
+from experiments.support import harness, plotting, records
+from experiments.support.tables import print_table
 from metalr.compare import results
-from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
-from metalr.compare.contenders import BASELINES
-from metalr.records import to_line
+from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.reports import figures, report
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
+NAME = "all_schedules"
 # Where a step is costly: fewer trials (still the same for everyone), fewer seeds, fewer steps.
-_COSTLY = {"bytes-transformer": {"num_lrs": 7, "tuning_seeds": 1, "report_seeds": 5}}
+_COSTLY: dict[str, dict[str, Any]] = {"bytes-transformer": {"num_lrs": 7, "tuning_seeds": 1, "report_seeds": 5}}
 _HORIZONS = {"quadratic": 100, "noisy-quadratic": 300, "digits-cnn": 100, "mnist1d-cnn": 100, "bytes-transformer": 100}
 _SHOWN = ("wsd-linear", "hold-then-linear", "rex", "linear", "cosine", "one-cycle", "constant", "step")
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        tasks: shipped tasks.
-        horizon: inner steps where a task is not shortened for its cost.
-        num_lrs: LRs of the grid, log-spaced over three decades.
-        draws: parameter settings of every contender.
-        tuning_seeds, report_seeds: runs behind a score and behind a reported number.
-        device: where to train.
-        folder: of the comparison.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     tasks: tuple[str, ...] = (
         "quadratic",
@@ -74,14 +61,26 @@ class Args:
         "mnist1d-cnn",
         "bytes-transformer",
     )
+    """Shipped tasks."""
     horizon: int = 400
+    """Inner steps where a task is not shortened for its cost."""
     num_lrs: int = 11
+    """LRs of the grid, log-spaced over three decades."""
     draws: int = 1
+    """Parameter settings of every contender."""
     tuning_seeds: int = 3
+    """Runs behind a score."""
     report_seeds: int = 10
+    """Runs behind a reported number."""
     device: str = "cpu"
+    """Where to train: cpu or cuda."""
     folder: Path = Path("runs/all_schedules")
-    smoke: bool = False
+    """Of the comparison."""
+
+    def small(self) -> "Args":
+        folder = Path("runs/all_schedules-smoke")
+        few: dict[str, Any] = {"num_lrs": 2, "tuning_seeds": 1, "report_seeds": 2}
+        return replace(self, tasks=("quadratic", "teacher-student"), folder=folder, **few)
 
 
 def tasks_of(args: Args) -> list[Task]:
@@ -91,9 +90,9 @@ def tasks_of(args: Args) -> list[Task]:
 
 
 def settings_of(args: Args) -> Settings:
-    """Every baseline, each with the same number of trials."""
+    """Every contender, each with the same number of trials."""
     return Settings(
-        baselines=tuple(BASELINES),
+        contenders=None,
         num_lrs=args.num_lrs,
         draws=args.draws,
         tuning_seeds=args.tuning_seeds,
@@ -113,38 +112,49 @@ def compare_all(args: Args) -> Comparison:
             folder = args.folder.with_name(f"{args.folder.name}-{task.name}")
             smaller = replace(settings, **_COSTLY[task.name])
             parts.append(compare(task, folder, smaller, device=args.device, progress=progress_bar()))
-    records = [record for part in parts for record in part.records]
+    runs = [record for part in parts for record in part.records]
     curves = {key: curve for part in parts for key, curve in part.curves.items()}
-    return replace(parts[0], tasks=[task.name for task in tasks], records=records, curves=curves)
+    return replace(parts[0], tasks=[task.name for task in tasks], records=runs, curves=curves)
 
 
 def summary(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each task, table and contender."""
     rows = []
     for task in comparison.tasks:
-        times = {row["contender"]: row for row in results.time_table(comparison.records, comparison.curves, task)}
-        for criterion in ("train", "valid"):
+        times = {row.contender: row for row in results.time_table(comparison.records, comparison.curves, task)}
+        for criterion in Criterion:
             for row in results.result_table(comparison.records, task, criterion):
-                time = times.get(row["contender"], {})
-                finite = {key: value for key, value in row.items() if not isinstance(value, (tuple, list))}
+                time = times.get(row.contender)
+                numbers = {
+                    "base_lr": row.base_lr,
+                    "median": row.median,
+                    "iqm": row.iqm.value,
+                    "iqm_low": row.iqm.low,
+                    "iqm_high": row.iqm.high,
+                    "worst_decile": row.worst_decile,
+                    "over_best": row.over_best.value,
+                    "steps_to_target": time.median if time else math.inf,
+                }
+                if row.test_metric is not None:
+                    numbers["test_metric"] = row.test_metric
                 rows.append(
                     {
-                        "experiment": "all_schedules",
                         "task": task,
                         "chosen_on": criterion,
-                        **{k: _plain(v) for k, v in finite.items()},
-                        "over_best": _plain(row["over_best"].value),
-                        "edges": row["edges"],
-                        "steps_to_target": _plain(time.get("median", math.inf)),
-                        "reached_target": time.get("reached", 0.0),
+                        "contender": row.contender,
+                        "kind": row.kind,
+                        "trials": row.trials,
+                        "parameters": row.parameters,
+                        **numbers,
+                        "reached_target": time.reached if time else 0.0,
+                        "num_runs": row.num_runs,
+                        "diverged": row.diverged,
+                        "no_progress": row.no_progress,
+                        "edges": row.edges,
+                        "seed": comparison.settings.seed,
                     }
                 )
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """Infinity and NaN become None: not every reader of JSON knows them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ratio_table(rows: list[dict[str, Any]], names: list[str], criterion: str) -> list[dict[str, Any]]:
@@ -152,9 +162,9 @@ def ratio_table(rows: list[dict[str, Any]], names: list[str], criterion: str) ->
     found = []
     for contender in dict.fromkeys(row["contender"] for row in rows):
         own = {row["task"]: row for row in rows if row["contender"] == contender and row["chosen_on"] == criterion}
-        # An optimizer of weights has no row on the noisy quadratic; a null is an infinite loss.
+        # An optimizer of weights has no row on the noisy quadratic.
         ratios = {name: own[name]["over_best"] for name in names if name in own}
-        logs = [math.inf if ratio is None else math.log(max(ratio, 1e-300)) for ratio in ratios.values()]
+        logs = [math.log(max(ratio, 1e-300)) if math.isfinite(ratio) else math.inf for ratio in ratios.values()]
         average = math.exp(sum(logs) / len(logs))
         kind = next(iter(own.values()))["kind"]
         found.append({"contender": contender, "kind": kind, "average": average, "tasks": len(ratios), **ratios})
@@ -163,17 +173,13 @@ def ratio_table(rows: list[dict[str, Any]], names: list[str], criterion: str) ->
 
 def main(args: Args) -> None:
     """Compare, publish the records, print, draw."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.tasks, args.num_lrs, args.tuning_seeds, args.report_seeds = ("quadratic", "teacher-student"), 2, 1, 2
-        args.folder = Path("runs/all_schedules-smoke")
     found = compare_all(args)
     rows = summary(found)
-    write_records("all_schedules", rows, args.smoke)
+    records.write(NAME, rows, device=args.device, smoke=args.smoke)
     if not args.smoke:
-        target = FOLDER / "records" / "all_schedules-runs.jsonl.gz"
-        target.write_bytes(gzip.compress("".join(map(to_line, found.records)).encode(), mtime=0))
-    figures.profile_figure(found, contenders=_SHOWN).savefig(figure_path("all_schedules", args.smoke), dpi=110)
+        runs = [record.to_json() for record in found.records]
+        records.write_lines(records.place(f"{NAME}-runs", smoke=False, ending="jsonl.gz"), runs)
+    plotting.save(figures.profile_figure(found, contenders=_SHOWN), NAME, smoke=args.smoke)
     report.html(found, args.folder / "report.html")
     # On the quadratic of the older literature every tuned schedule reaches 0, so a ratio says nothing there.
     names = [name for name in found.tasks if name != "quadratic"]
@@ -183,4 +189,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

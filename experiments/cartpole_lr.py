@@ -17,10 +17,10 @@ both (20,480 and 25,600 time steps in place of 100,000 and 50,000). PPO's usual 
 of runs and the width were chosen by a few runs with other seeds and a constant LR; no contender was tuned on the seeds
 that are shown.
 
-Measured are the return of the final deterministic policy (last iterate, mean of 20 episodes on fresh environment seeds)
-and the area under the learning curve: the mean over 20 equal parts of the run of the mean return of the episodes that
-ended in each. 500 is the most that an episode can have. Shown are interquartile means over seeds with 95 % bootstrap
-intervals.
+The metrics are the return of the final deterministic policy (last iterate, mean of 20 episodes on fresh environment
+seeds) and the area under the learning curve: the mean over 20 equal parts of the run of the mean return of the episodes
+that ended in each. 500 is the most that an episode can have. Shown are interquartile means over seeds with 95 %
+bootstrap intervals.
 
 Expected: at the usual LR all are close to 500 for PPO and far from it for the fragile DQN, where an LR that falls to
 zero helps; at ten times the LR the loss-free controller helps PPO, because the first update ratio shows the error.
@@ -42,23 +42,21 @@ Found, by the return of the final policy from x0.1 / x1 / x10, ten seeds each:
 """
 
 import functools
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import tyro
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from experiments.meta_records import FOLDER, print_table
+from experiments.support import harness, plotting, records
+from experiments.support.tables import print_table
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_lr_callback import ControlledLR
 from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
@@ -66,7 +64,6 @@ from metalr.artefacts.controller_file import load_controller
 from metalr.compare.statistics import bootstrap
 from metalr.control.controller import Controller
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.records import versions
 from metalr.schedulers.adapters import sb3_learning_rate
 from metalr.schedules import Constant, Cosine, Linear, Schedule
 from metalr.tasks.catalog import make_task
@@ -78,8 +75,6 @@ FACTORS = (1.0, 0.1, 10.0)
 LEARNED_ON = {"digits-mlp": 5e-3, "mnist1d-mlp": 5e-3, "teacher-student": 1e-2}
 PARTS = 20  # of a run, for its learning curve
 METRICS = {"return": "return of the final policy", "area": "area under the learning curve"}
-
-
 TIMESTEPS = {"ppo": 20_480, "dqn": 25_600}
 SMOKE_TIMESTEPS = {"ppo": 1024, "dqn": 2048}
 USUAL_LR = {"ppo": 1e-3, "dqn": 2.3e-3}
@@ -102,18 +97,19 @@ NUM_ENVS = {"ppo": 8, "dqn": 4}
 Record = dict[str, Any]
 
 
-@dataclass
-class Args:
+@dataclass(frozen=True)
+class Args(harness.Options):
     """Options of the experiment."""
 
     agents: tuple[str, ...] = ("ppo", "dqn")
-    """Which agents."""
+    """Agents that learn: ppo, dqn."""
     seeds: int = 10
     """Of each setting."""
     episodes: int = 9216
     """Training runs that the loss-free controller learns from."""
-    smoke: bool = False
-    """A quick run with small numbers."""
+
+    def small(self) -> "Args":
+        return replace(self, seeds=1, episodes=192)
 
 
 class Episodes(BaseCallback):
@@ -138,13 +134,14 @@ class Episodes(BaseCallback):
         return values
 
 
-def place(args: Args, kind: str, ending: str) -> Path:
-    """Where a file goes: into the repository, or in a smoke run beside the run folders."""
-    return Path("runs") / f"{NAME}-smoke.{ending}" if args.smoke else FOLDER / kind / f"{NAME}.{ending}"
+def controller_file(args: Args) -> Path:
+    """The loss-free controller."""
+    return records.place(NAME, smoke=args.smoke, ending="safetensors")
 
 
-def train_controller(path: Path, args: Args) -> None:
+def train_controller(args: Args) -> None:
     """Train the loss-free controller, unless its file is there."""
+    path = controller_file(args)
     if path.is_file():
         return
     folder = Path("runs") / path.stem
@@ -180,7 +177,7 @@ def run(agent: str, contender: str, factor: float, seed: int, args: Args) -> Rec
     if contender in OPEN_LOOP:
         learning_rate = sb3_learning_rate(OPEN_LOOP[contender], base_lr)
     else:
-        source = "mnist1d-mlp" if contender == "shipped" else str(place(args, "records", "safetensors"))
+        source = "mnist1d-mlp" if contender == "shipped" else str(controller_file(args))
         callbacks.append(ControlledLR(controller_of(source)))
     model = build(agent, learning_rate, seed)
     model.learn(timesteps, callback=CallbackList(callbacks))
@@ -189,7 +186,7 @@ def run(agent: str, contender: str, factor: float, seed: int, args: Args) -> Rec
     curve = episodes.curve(timesteps)
     about = {"agent": agent, "contender": contender, "factor": factor, "seed": seed, "timesteps": timesteps}
     results = {"return": float(np.mean(final)), "area": float(np.mean(curve)), "curve": [round(v, 1) for v in curve]}
-    return {"experiment": NAME, **about, **results, **decided(callbacks), "seconds": time.monotonic() - started}
+    return {**about, **results, **decided(callbacks), "seconds": time.monotonic() - started}
 
 
 def decided(callbacks: Sequence[BaseCallback]) -> Record:
@@ -209,39 +206,34 @@ def plan(args: Args) -> list[tuple[str, str, float, int]]:
     ]
 
 
-def read(path: Path) -> list[Record]:
-    """The records that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def run_all(path: Path, args: Args) -> list[Record]:
+def run_all(args: Args) -> list[Record]:
     """Make every run that has no record yet."""
-    found = {**versions("gymnasium", "stable-baselines3"), "device": "cpu"}
-    done = {(r["agent"], r["contender"], r["factor"], r["seed"]) for r in read(path)}
+    rows = records.recorded(NAME, smoke=args.smoke)
+    done = {(r["agent"], r["contender"], r["factor"], r["seed"]) for r in rows}
     left = [key for key in plan(args) if key not in done]
     for index, key in enumerate(left):
-        record = run(*key, args)
-        with path.open("a") as file:
-            file.write(json.dumps({**record, **found}) + "\n")
-        shown = f"return {record['return']:.0f}, area {record['area']:.0f}, {record['seconds']:.1f} s"
+        row = run(*key, args)
+        rows.append(row)
+        records.write(NAME, rows, device="cpu", smoke=args.smoke)
+        shown = f"return {row['return']:.0f}, area {row['area']:.0f}, {row['seconds']:.1f} s"
         print(f"{index + 1}/{len(left)}", *key, shown, flush=True)
-    return read(path)
+    return rows
 
 
-def values(records: list[Record], agent: str, contender: str, factor: float, metric: str) -> list[float]:
+def values(rows: list[Record], agent: str, contender: str, factor: float, metric: str) -> list[float]:
     """A metric of all seeds of a setting."""
     key = (agent, contender, factor)
-    return [r[metric] for r in records if (r["agent"], r["contender"], r["factor"]) == key]
+    return [r[metric] for r in rows if (r["agent"], r["contender"], r["factor"]) == key]
 
 
-def table(records: list[Record], args: Args, metric: str) -> list[Record]:
+def table(rows: list[Record], args: Args, metric: str) -> list[Record]:
     """A line for each agent and contender, a column for each base LR."""
     lines = []
     for agent in args.agents:
         for contender in CONTENDERS:
             line: Record = {"agent": agent, "contender": contender}
             for factor in FACTORS:
-                found = values(records, agent, contender, factor, metric)
+                found = values(rows, agent, contender, factor, metric)
                 if found:
                     mean, low, high = bootstrap(found)
                     line[f"x{factor:g}"] = f"{mean:.0f} [{low:.0f}, {high:.0f}] ({len(found)})"
@@ -249,33 +241,25 @@ def table(records: list[Record], args: Args, metric: str) -> list[Record]:
     return lines
 
 
-def draw(records: list[Record], args: Args, path: Path) -> None:
+def draw(rows: list[Record], args: Args) -> None:
     """Both metrics against the base LR, a row of panels for each agent."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        len(args.agents), 2, figsize=(10, 3.6 * len(args.agents)), squeeze=False, layout="constrained"
-    )
-    for row, agent in zip(axes, args.agents, strict=True):
-        for axis, (metric, label) in zip(row, METRICS.items(), strict=True):
-            draw_panel(axis, records, agent, metric)
-            axis.set(title=f"{agent.upper()}: {label}", ylim=(0, 520), ylabel="return")
-            axis.set_xticks(range(len(FACTORS)), [f"{USUAL_LR[agent] * f:.2g} (×{f:g})" for f in sorted(FACTORS)])
-            axis.set_xlabel("base LR")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    figure, axes = plotting.panels(2, rows=len(args.agents))
+    panels = [(agent, metric) for agent in args.agents for metric in METRICS]
+    for axis, (agent, metric) in zip(axes, panels, strict=True):
+        draw_panel(axis, rows, agent, metric)
+        axis.set(title=f"{agent.upper()}: {METRICS[metric]}", ylim=(0, 520), ylabel="return")
+        axis.set_xticks(range(len(FACTORS)), [f"{USUAL_LR[agent] * f:.2g} (×{f:g})" for f in sorted(FACTORS)])
+        axis.set_xlabel("base LR")
+    plotting.legend(figure, axes[0])
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
-def draw_panel(axis: Any, records: list[Record], agent: str, metric: str) -> None:
+def draw_panel(axis: Any, rows: list[Record], agent: str, metric: str) -> None:
     """Interquartile means with intervals, side by side, over every seed as a dot."""
     for index, contender in enumerate(CONTENDERS):
-        colour = ("#7F7F7F", "#56B4E9", "#0072B2", "#E69F00", "#D55E00")[index]
+        colour = plotting.COLOURS[index]
         for place, factor in enumerate(sorted(FACTORS)):
-            found = values(records, agent, contender, factor, metric)
+            found = values(rows, agent, contender, factor, metric)
             if found:
                 x = place + 0.15 * (index - 2)
                 mean, low, high = bootstrap(found)
@@ -283,23 +267,17 @@ def draw_panel(axis: Any, records: list[Record], agent: str, metric: str) -> Non
                 label = contender if place == 0 else None
                 error = [[mean - low], [high - mean]]
                 axis.errorbar([x], [mean], error, fmt="o", color=colour, capsize=3, markersize=5, label=label)
-    axis.grid(axis="y", alpha=0.3)
 
 
 def main(args: Args) -> None:
-    """Run the experiment."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.seeds, args.episodes = 1, 192
-        place(args, "records", "jsonl").unlink(missing_ok=True)
-    path = place(args, "records", "jsonl")
-    train_controller(place(args, "records", "safetensors"), args)
-    records = run_all(path, args)
+    """Train the controller, make the runs, print, draw."""
+    train_controller(args)
+    rows = run_all(args)
     for metric, label in METRICS.items():
         print(f"\n{label}: interquartile mean [95 % interval] (seeds)")
-        print_table(table(records, args, metric), ["agent", "contender", "x0.1", "x1", "x10"])
-    draw(records, args, place(args, "figures", "png"))
+        print_table(table(rows, args, metric), ["agent", "contender", "x0.1", "x1", "x10"])
+    draw(rows, args)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    harness.run(main, Args)

@@ -3,30 +3,36 @@
     python -m experiments.demo                   # what `make demo` runs: one training seed, about two minutes
     python -m experiments.demo --seeds 0 1 2     # the table of the README
 
-A PPO controller and a state-blind control are trained on batched runs of a small network on MNIST-1D, whose base LR
+A PPO controller and a state-blind ablation are trained on batched runs of a small network on MNIST-1D, whose base LR
 is wrong by up to ten times either way. The controller is exported to one file, used in a plain PyTorch loop without
 any RL library, and compared with eight classic schedules that are each tuned over the same grid of LRs.
 
 Expected: from every base LR between a tenth and ten times the default the controller ends within 1.05 times the
 final train loss of *tuned* cosine, below cosine from the same base LR, below a random and below a state-blind policy.
+
+Found, three training seeds: 1.228 to 1.258 from every base LR, where tuned cosine has 1.261; cosine from the same base
+LRs 2.00 / 1.67 / 1.35 / 1.26 / 2.30 (x0.1 to x10). The state-blind policy is level at x3 alone (1.238), the random one
+at none.
 """
 
 import multiprocessing
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-import tyro
 
+from experiments.support import harness
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
-from metalr.compare.comparison import Settings, compare, progress_bar
+from metalr.compare.comparison import compare, progress_bar
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.envs.transition import EnvConfig, Transition
-from metalr.reports import report
+from metalr.reports import report, text_table
 from metalr.reports.tables import result_grid
 from metalr.schedules import Linear
 from metalr.tasks.catalog import make_task
@@ -35,20 +41,21 @@ from metalr.tasks.task import Task
 BLIND = "state-blind policy"
 
 
-@dataclass
-class Args:
+@dataclass(frozen=True)
+class Args(harness.Options):
     """Train, export, use and compare a PPO controller."""
 
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the controller."""
     folder: Path = Path("runs/demo")
-    """Where everything goes; an interrupted demo goes on from here."""
+    """Where everything goes; an interrupted demo resumes from here."""
     episodes: int = 8192
     """Training runs that each policy learns from."""
     max_seconds: float = 90.0
     """Limit for the training of each policy."""
-    smoke: bool = False
-    """A tiny version that only shows that everything works."""
+
+    def small(self) -> "Args":
+        return replace(self, episodes=128, folder=self.folder.with_name(f"{self.folder.name}-smoke"))
 
 
 def demo_task() -> Task:
@@ -74,8 +81,9 @@ def train(args: Args, name: str, seed: int, visible: tuple[str, ...] | None) -> 
 
 def train_all(args: Args) -> None:
     """Train every policy, two at a time: each takes one core."""
+    jobs: list[tuple[Args, str, int, tuple[str, ...] | None]]
     jobs = [(args, f"ppo-{seed}", seed, None) for seed in args.seeds]
-    jobs += [(args, "state-blind", args.seeds[0], ("progress", "has_horizon"))]
+    jobs.append((args, "state-blind", args.seeds[0], ("progress", "has_horizon")))
     print(
         f"Training {len(jobs)} policies, each on {args.episodes} runs, 64 at a time, two policies at once:", flush=True
     )
@@ -85,30 +93,27 @@ def train_all(args: Args) -> None:
 
 def main(args: Args) -> None:
     """Run the demo."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.episodes, args.folder = 128, args.folder.with_name(args.folder.name + "-smoke")
     train_all(args)
     files = {f"ppo (seed {seed})": args.folder / f"ppo-{seed}" / CONTROLLER for seed in args.seeds}
     first = next(iter(files.values()))
 
     print("\nThe exported file in a plain PyTorch loop, with guesses of the LR up to ten times off:", flush=True)
-    subprocess.run([sys.executable, "-m", "experiments.plain_loop", str(first)], check=True)
+    subprocess.run([sys.executable, "-m", "experiments.support.plain_loop", str(first)], check=True)
 
     print("\nEight classic schedules, each tuned over 11 LRs, and everything rerun on fresh seeds:", flush=True)
+    few: dict[str, Any] = {"num_lrs": 5, "report_seeds": 3} if args.smoke else {}
     comparison = compare(
         demo_task(),
         args.folder / ("compare-" + "-".join(map(str, args.seeds))),
-        Settings(wrong_base=("cosine",), **({"num_lrs": 5, "report_seeds": 3} if args.smoke else {})),
+        Settings(wrong_base=("cosine",), **few),
         controllers={name: load_controller(path) for name, path in files.items()},
-        controls={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
+        ablations={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
         progress=progress_bar() if sys.stdout.isatty() else None,
     )
     task = comparison.tasks[0]
     random = [f"{name}: random policy" for name in files][:1]
-    criteria: tuple[Literal["train", "valid"], ...] = ("train", "valid")
-    for criterion in criteria:
-        print(report.grid_text(result_grid(comparison, task, criterion)), end="\n\n")
+    for criterion in Criterion:
+        print(text_table.as_text(result_grid(comparison, task, criterion)), end="\n\n")
     print(report.wrong_base_text(comparison, contenders=["cosine", *files, BLIND, *random]))
     picture = report.repair_figure(comparison, args.folder / "demo.png", next(iter(files)))
     page = report.html(comparison, args.folder / "report.html")
@@ -116,4 +121,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    harness.run(main, Args)

@@ -13,38 +13,40 @@ T = 50 (where 0.63 is within two standard errors) and at most that elsewhere; by
 by test *accuracy* 0.63, 0.84, 0.63 and 0.11. Under a minute on one CPU core.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from experiments.hypergradient_repair import make_task
-from experiments.meta_records import figure_path, print_table, write_records
+from experiments.support import harness, plotting, records
+from experiments.support.mnist1d_tanh import make_task
+from experiments.support.tables import print_table
 from metalr.engine.runs import BatchedRuns
 from metalr.optimizers.classic import SGD
+from metalr.tasks.data import Split
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+NAME = "horizon_moves_lr"
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        horizons: inner steps, ascending.
-        low, high, num_lrs: the log-spaced grid of constant LRs; the default has eight a decade.
-        num_seeds: runs of each LR.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     horizons: tuple[int, ...] = (50, 200, 1000, 4000)
+    """Inner steps, ascending."""
     low: float = 0.02
+    """Smallest LR of the log-spaced grid."""
     high: float = 2.0
+    """Largest LR of the grid."""
     num_lrs: int = 17
+    """LRs in the grid; the default has eight a decade."""
     num_seeds: int = 10
-    smoke: bool = False
+    """Runs of each LR."""
+
+    def small(self) -> "Args":
+        return replace(self, horizons=(20, 40), num_lrs=4, num_seeds=2)
 
 
 def train(args: Args) -> list[dict[str, Any]]:
@@ -59,14 +61,9 @@ def train(args: Args) -> list[dict[str, Any]]:
     for horizon in args.horizons:
         runs.unroll(lrs, horizon - done)
         done = horizon
-        found = {split: runs.evaluate(split) for split in ("train", "valid", "test")}  # type: ignore[arg-type]
+        found = {split: runs.evaluate(split) for split in SPLITS}
         for run, seed in enumerate(seeds.tolist()):
-            row = {
-                "experiment": "horizon_moves_lr",
-                "horizon": horizon,
-                "lr": float(f"{lrs[run, 0]:.6g}"),
-                "seed": seed,
-            }
+            row: dict[str, Any] = {"horizon": horizon, "lr": float(f"{lrs[run, 0]:.6g}"), "seed": seed}
             row["diverged"] = bool(runs.state.diverged[run])
             for split, evaluation in found.items():
                 row[f"{split}_loss"] = float(f"{evaluation.loss[run]:.6g}")
@@ -88,7 +85,7 @@ def best_lrs(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
     found = []
     for horizon in args.horizons:
         row: dict[str, Any] = {"horizon": horizon}
-        for split in ("train", "valid", "test"):
+        for split in SPLITS:
             lrs, mean, error = curve(rows, horizon, f"{split}_loss")
             best = int(mean.argmin())
             close = lrs[mean <= mean[best] + 2.0 * error[best]]
@@ -101,32 +98,26 @@ def best_lrs(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """Final loss against the LR, a line for each horizon; a dot marks the best."""
-    from metalr.reports import figures
-
-    figure, axes = figures.panels(2, height=4.0)
+    figure, axes = plotting.panels(2)
     for axis, split in zip(axes, ("train", "test"), strict=True):
-        for horizon, colour in zip(args.horizons, _COLOURS, strict=False):
+        for horizon, colour in zip(args.horizons, plotting.COLOURS, strict=False):
             lrs, mean, error = curve(rows, horizon, f"{split}_loss")
             axis.plot(lrs, mean, color=colour, label=f"T = {horizon}")
             axis.fill_between(lrs, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
             axis.plot(lrs[mean.argmin()], mean.min(), "o", color=colour)
         axis.set(xscale="log", xlabel="constant learning rate", ylabel=f"final {split} loss")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(figure_path("horizon_moves_lr", args.smoke), dpi=110)
+    plotting.legend(figure, axes[0])
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
 def main(args: Args) -> None:
     """Train, write the records, print, draw."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.horizons, args.num_lrs, args.num_seeds = (20, 40), 4, 2
     rows = train(args)
-    write_records("horizon_moves_lr", rows, args.smoke)
+    records.write(NAME, rows, device="cpu", smoke=args.smoke)
     draw(rows, args)
     columns = ("horizon", "best by train", "best by valid", "best by test", "best by test accuracy")
     print_table(best_lrs(rows, args), columns)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

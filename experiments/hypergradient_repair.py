@@ -14,54 +14,40 @@ points [10.6, 15.8]) and hurts the good one (-4.8 [-6.9, -3.2]); beta = 0.001 do
 (+11.4, -0.6). Under a minute on one CPU core.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from torch.nn import functional
 
-from experiments.meta_records import figure_path, print_table, write_records
+from experiments.support import harness, plotting, records
+from experiments.support.mnist1d_tanh import make_task
+from experiments.support.tables import print_table
 from metalr.compare import statistics
 from metalr.engine.runs import BatchedRuns
-from metalr.optimizers.classic import SGD, InnerOptimizer
+from metalr.optimizers.classic import SGD
 from metalr.optimizers.wrappers import Hypergradient
-from metalr.tasks import datasets, models
-from metalr.tasks.losses import accuracy
-from metalr.tasks.task import Task
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+NAME = "hypergradient_repair"
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        lrs: initial LRs.
-        betas: of the hypergradient; 0 is plain SGD.
-        horizon: inner steps.
-        num_seeds: runs of each.
-        interval: inner steps between two points of a curve.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     lrs: tuple[float, ...] = (0.01, 0.1)
+    """Initial LRs."""
     betas: tuple[float, ...] = (0.0, 1e-4, 1e-3, 1e-2)
+    """Of the hypergradient; 0 is plain SGD."""
     horizon: int = 4000
+    """Inner steps."""
     num_seeds: int = 10
+    """Runs of each."""
     interval: int = 50
-    smoke: bool = False
+    """Inner steps between two points of a curve."""
 
-
-def make_task(optimizer: InnerOptimizer, horizon: int) -> Task:
-    """The task of the question."""
-    model = partial(models.MLP, [40, 50, 10], torch.tanh)
-    settings: dict[str, Any] = {"base_lr": 0.1, "horizon": horizon, "batch_size": 50, "metric": accuracy}
-    data, loss = datasets.mnist1d(), functional.cross_entropy
-    return Task(model, data, loss, optimizer=optimizer, name="mnist1d-tanh", **settings)
+    def small(self) -> "Args":
+        return replace(self, horizon=100, num_seeds=2, betas=(0.0, 1e-2))
 
 
 def train(beta: float, args: Args) -> list[dict[str, Any]]:
@@ -80,7 +66,6 @@ def train(beta: float, args: Args) -> list[dict[str, Any]]:
     for run, seed in enumerate(seeds.tolist()):
         rows.append(
             {
-                "experiment": "hypergradient_repair",
                 "beta": beta,
                 "lr": float(f"{start[run]:.6g}"),
                 "seed": seed,
@@ -124,37 +109,30 @@ def summary(rows: list[dict[str, Any]], args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """LR and train loss over the run: solid from the large LR, dashed from the small one."""
-    from metalr.reports import figures
-
-    figure, (left, right) = figures.panels(2, height=4.0)
+    figure, (left, right) = plotting.panels(2)
     steps = np.arange(1, args.horizon // args.interval + 1) * args.interval
     for lr, style in zip(args.lrs, ("--", "-"), strict=False):
-        for beta, colour in zip(args.betas, _COLOURS, strict=False):
+        for beta, colour in zip(args.betas, plotting.COLOURS, strict=False):
             own = [row for row in rows if row["lr"] == lr and row["beta"] == beta]
             label = f"{'SGD' if not beta else f'SGD-HD, beta {beta:g}'}, from {lr:g}"
             left.plot(steps, np.median([row["lr_curve"] for row in own], 0), style, color=colour, label=label)
             right.plot(steps, np.median([row["loss_curve"] for row in own], 0), style, color=colour)
     left.set(xlabel="inner step", ylabel="learning rate in force", yscale="log")
     right.set(xlabel="inner step", ylabel="train loss (minibatch mean)")
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(figure_path("hypergradient_repair", args.smoke), dpi=110)
+    plotting.legend(figure, left)
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
 def main(args: Args) -> None:
     """Run every beta, write the records, print, draw."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.horizon, args.num_seeds, args.betas = 100, 2, (0.0, 1e-2)
     rows: list[dict[str, Any]] = []
     for beta in args.betas:
         rows += train(beta, args)
-        write_records("hypergradient_repair", rows, args.smoke)
+        records.write(NAME, rows, device="cpu", smoke=args.smoke)
     draw(rows, args)
-    print_table(
-        summary(rows, args), ("lr", "beta", "test accuracy %", "gain over SGD", "train_loss", "last_lr", "diverged")
-    )
+    columns = ("lr", "beta", "test accuracy %", "gain over SGD", "train_loss", "last_lr", "diverged")
+    print_table(summary(rows, args), columns)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

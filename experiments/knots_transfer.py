@@ -10,21 +10,26 @@ T = 400, like the knots, and once at the horizon itself.
 
 Expected: at T = 400 PES's knots are level with or below the best classic; at T = 1600 near the classics tuned at 400,
 while the classics that were tuned at 1600 may be better. Meta-gradients through 400 steps with momentum stay above PES
-at this outer LR (0.05); at 0.15 the LRs pass the edge of stability, where the gradient's norm grows to 1e5 and the
-knots end at a loss of 1.8. About 10 minutes on one CPU core.
+at this outer LR (0.05).
+
+Found: at T = 400 PES's knots 1.033, the best classic (linear) 1.051; at T = 1600 the knots 0.466, the best classic
+tuned at 400 (WSD) 0.469 and tuned at 1600 (WSD) 0.444. Meta-gradients' knots 1.106 and 0.658; with an outer LR of 0.15
+the LRs pass the edge of stability, where the gradient's norm grows to 1e5 and the knots end at a loss of 1.8.
+
+About 10 minutes on one CPU core.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
 import metalr
-from experiments.meta_records import FOLDER, figure_path, print_table, write_records
+from experiments.support import harness, plotting, records
+from experiments.support.tables import print_table
 from metalr.agents.outer_loop import MetaGradients, MetaTrainer, OuterConfig
 from metalr.agents.pes import PES
 from metalr.engine.runs import BatchedRuns
@@ -32,8 +37,10 @@ from metalr.learned.export import controller_of
 from metalr.learned.schedules import KnotLR
 from metalr.schedules import WSD, Constant, Cosine, Linear, Schedule, Warmup
 from metalr.tasks.catalog import make_task
+from metalr.tasks.data import TensorData
 from metalr.tasks.task import Task
 
+NAME = "knots_transfer"
 CLASSICS: dict[str, Schedule] = {
     "constant": Constant(),
     "linear": Linear(),
@@ -42,36 +49,33 @@ CLASSICS: dict[str, Schedule] = {
     "WSD": WSD(),
 }
 
-KNOT_COLOURS = {"knots by PES": "black", "knots by meta-gradient": "grey"}
 
-
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        learn_at: inner steps of the runs that the knots are learned on.
-        use_at: inner steps of the runs that are reported.
-        num_knots: of the schedule.
-        pes_outer_steps: meta-updates of PES.
-        outer_steps: meta-updates by meta-gradients.
-        num_seeds: runs in each of the latter.
-        lr_grid: candidates for every classic, around the task's 0.1.
-        tune_seeds: runs that each candidate is the mean over.
-        report_seeds: runs that every reported number is the mean over.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     learn_at: int = 400
+    """Inner steps of the runs that the knots are learned on."""
     use_at: tuple[int, ...] = (400, 1600)
+    """Inner steps of the runs that are reported."""
     num_knots: int = 10
+    """Of the schedule."""
     pes_outer_steps: int = 80
+    """Meta-updates of PES."""
     outer_steps: int = 60
+    """Meta-updates by meta-gradients."""
     num_seeds: int = 6
+    """Runs in each of the latter."""
     lr_grid: tuple[float, ...] = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27, 0.4, 0.6)
+    """Candidates for every classic, around the task's 0.1."""
     tune_seeds: int = 3
+    """Runs that each candidate is the mean over."""
     report_seeds: int = 5
-    smoke: bool = False
+    """Runs that every reported number is the mean over."""
+
+    def small(self) -> "Args":
+        few: dict[str, Any] = {"lr_grid": (0.05, 0.2), "tune_seeds": 2, "report_seeds": 2}
+        return replace(self, learn_at=80, use_at=(80, 160), pes_outer_steps=2, outer_steps=2, num_seeds=2, **few)
 
 
 def learn(method: str, args: Args) -> KnotLR:
@@ -112,6 +116,7 @@ def tune(horizon: int, args: Args) -> dict[str, float]:
 def plain_loop(task: Task, seed: int, base_lr: float, make_scheduler: Any) -> tuple[float, float, list[float]]:
     """A user's own loop: final train and test loss, and the LR of every update."""
     runs = BatchedRuns(task, 1)
+    assert isinstance(runs.data, TensorData)
     runs.init(torch.tensor([seed]))
     model = runs.module_of(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=base_lr, momentum=0.9)
@@ -131,7 +136,7 @@ def plain_loop(task: Task, seed: int, base_lr: float, make_scheduler: Any) -> tu
         with torch.no_grad():
             return task.loss(model(part[0][0]), part[1][0]).item()
 
-    return split_loss(runs.data.train), split_loss(runs.data.test), used  # type: ignore[attr-defined]
+    return split_loss(runs.data.train), split_loss(runs.data.test), used
 
 
 def report(name: str, horizon: int, base_lr: float, tuned_at: int, make_scheduler: Any, args: Args) -> dict[str, Any]:
@@ -154,44 +159,30 @@ def report(name: str, horizon: int, base_lr: float, tuned_at: int, make_schedule
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """LRs over progress, with the final train loss of each."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(args.use_at), figsize=(5 * len(args.use_at), 3.6), sharey=True)
+    figure, panels = plotting.panels(len(args.use_at))
     for panel, horizon in zip(panels, args.use_at, strict=True):
-        for row in (r for r in rows if r["horizon"] == horizon and r["tuned_at"] in (args.learn_at, horizon)):
-            style = (
-                {"linewidth": 2.2, "color": KNOT_COLOURS[row["schedule"]]}
-                if row["schedule"].startswith("knots")
-                else {"linewidth": 1.1}
-            )
+        shades = iter(("black", "grey"))
+        for row in (row for row in rows if row["horizon"] == horizon):
+            style: dict[str, Any] = {"linewidth": 1.1}
+            if row["schedule"].startswith("knots"):
+                style = {"linewidth": 2.2, "color": next(shades)}
+            elif row["tuned_at"] != horizon:
+                continue
             progress = [i / len(row["lrs"]) for i in range(len(row["lrs"]))]
-            if row["tuned_at"] == horizon or row["schedule"].startswith("knots"):
-                panel.plot(progress, row["lrs"], label=f"{row['schedule']}: {row['loss']:.4f}", **style)
-        panel.set(title=f"T = {horizon}", xlabel="progress", yscale="log", ylim=(1e-3, 2.0))
+            panel.plot(progress, row["lrs"], label=f"{row['schedule']}: {row['loss']:.4f}", **style)
+        panel.set(title=f"T = {horizon}", xlabel="progress", ylabel="learning rate", yscale="log", ylim=(1e-3, 2.0))
         panel.legend(fontsize=7, title="final train loss", title_fontsize=7, loc="lower left")
-    panels[0].set_ylabel("learning rate")
-    figure.tight_layout()
-    figure.savefig(figure_path("knots_transfer", args.smoke), dpi=110)
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
 def main(args: Args) -> None:
     """Learn, save, load, use; tune and use the classics."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.learn_at, args.use_at, args.outer_steps, args.num_seeds = 80, (80, 160), 2, 2
-        args.pes_outer_steps = 2
-        args.lr_grid, args.tune_seeds, args.report_seeds = (0.05, 0.2), 2, 2
     started = time.perf_counter()
     paths = {}
     for method in ("PES", "meta-gradient"):
         learned = learn(method, args)
         print(f"{method}, {time.perf_counter() - started:.0f} s: {learned.schedule()}", flush=True)
-        name = f"knots_transfer_{method.lower()}{'-smoke' if args.smoke else ''}.safetensors"
-        paths[method] = FOLDER / "records" / name
-        paths[method].parent.mkdir(parents=True, exist_ok=True)
+        paths[method] = records.place(f"{NAME}_{method.lower()}", smoke=args.smoke, ending="safetensors")
         metalr.save_controller(paths[method], controller_of(learned))
     rows = []
     tuned = {horizon: tune(horizon, args) for horizon in {args.learn_at, *args.use_at}}
@@ -201,7 +192,7 @@ def main(args: Args) -> None:
         for tuned_at in sorted({args.learn_at, horizon}):
             for name, schedule in CLASSICS.items():
                 rows.append(report(name, horizon, tuned[tuned_at][name], tuned_at, _classic(schedule), args))
-        write_records("knots_transfer", rows, args.smoke)
+        records.write(NAME, rows, device="cpu", smoke=args.smoke)
     draw(rows, args)
     print_table(rows, ("horizon", "schedule", "tuned_at", "base_lr", "loss", "standard_error", "test_loss"))
 
@@ -215,4 +206,4 @@ def _classic(schedule: Schedule) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

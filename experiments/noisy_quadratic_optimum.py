@@ -1,12 +1,12 @@
 """How close does each learner come to the best possible LR schedule, on a problem whose optimum is known?
 
-The noisy quadratic (see `noisy_quadratic`). Every learner starts from a constant LR of 1 and is compared with the
-optimum for its own number of decisions.
+The noisy quadratic (see `support/noisy_quadratic`). Every learner starts from a constant LR of 1 and is compared with
+the optimum for its own number of decisions.
 
     python -m experiments.noisy_quadratic_optimum
 
-What is in the record already is not computed again (`--fresh` does), so a run that was stopped goes on, and a finished
-one only prints the table and draws. PPO trains elsewhere: rows of `records/noisy_quadratic_ppo.jsonl` join the table.
+Rows in the record are not computed again without `--fresh`: a stopped run resumes, and a finished one only prints the
+table and draws. PPO is trained by `noisy_quadratic_ppo`, whose record joins the table.
 
 Expected: at T = 1000 the optimum is 0.01402033; greedy 0.2548, best constant 0.0425, tuned WSD 0.01414733. Of their
 optimum for 40 decisions meta-gradients come within 0.1 %, PES within 0.5 %, PPO within 2 %, all below WSD.
@@ -21,19 +21,18 @@ T = 1000), but for PES at T = 100, 1 % below it.
 About 70 minutes of one CPU core; `--smoke` takes seconds.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import tyro
 
-from experiments.meta_records import FOLDER, figure_path, print_table, write_records
-from experiments.noisy_quadratic import (
+from experiments.support import harness, plotting, records
+from experiments.support.noisy_quadratic import (
     CAP,
     SMALLEST,
     best_wsd,
@@ -45,6 +44,7 @@ from experiments.noisy_quadratic import (
     piece_mixing,
     tuned,
 )
+from experiments.support.tables import print_table
 from metalr.agents.outer_loop import MetaGradients, MetaTrainer, MetaTrainingError, OuterConfig
 from metalr.agents.pes import PES
 from metalr.learned.module import OpenLoop
@@ -55,33 +55,32 @@ from metalr.tasks.catalog import make_task
 NAME = "noisy_quadratic_optimum"
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        horizons: inner steps in a run.
-        uncapped: horizons that are also solved without the cap.
-        decisions: LRs that each learner may choose.
-        outer_steps: of the learners.
-        long_outer_steps: of evolution beyond 1000 inner steps, where its estimates are noisier.
-        uncapped_outer_steps: without the cap, where only small outer steps are safe.
-        num_pairs: antithetic pairs of PES.
-        seed: of the perturbations; everything else is deterministic.
-        fresh: forget what is recorded.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     horizons: tuple[int, ...] = (100, 300, 1000, 3000)
+    """Inner steps in a run."""
     uncapped: tuple[int, ...] = (100, 300, 1000)
+    """Horizons that are also solved without the cap."""
     decisions: int = 40
+    """LRs that each learner may choose."""
     outer_steps: int = 110
+    """Of the learners."""
     long_outer_steps: int = 300
+    """Of evolution beyond 1000 inner steps, where its estimates are noisier."""
     uncapped_outer_steps: int = 150
+    """Without the cap, where only small outer steps are safe."""
     num_pairs: int = 32
+    """Antithetic pairs of PES."""
     seed: int = 0
+    """Of the perturbations; everything else is deterministic."""
     fresh: bool = False
-    smoke: bool = False
+    """Forget what is recorded."""
+
+    def small(self) -> "Args":
+        few: dict[str, Any] = {"outer_steps": 8, "uncapped_outer_steps": 8, "num_pairs": 4}
+        return replace(self, horizons=(40,), uncapped=(40,), decisions=8, **few)
 
 
 class Contender(NamedTuple):
@@ -114,7 +113,7 @@ def references(horizon: int, capped: bool, count: int) -> Iterator[Contender]:
         f"{best}, {count} decisions": decision_mixing(horizon, count),
     }
     for name, mixing in mixings.items():
-        yield Contender(name, name, lambda n=name, m=mixing: optimum(horizon, m, cap, logs=n.endswith("knots")))
+        yield Contender(name, name, partial(optimum, horizon, mixing, cap, logs=name.endswith("knots")))
 
     def by_greed() -> dict[str, Any]:
         lrs = greedy(horizon, cap)
@@ -215,7 +214,6 @@ def solve(horizon: int, capped: bool, args: Args, known: dict[str, dict[str, Any
             found = contender.solve()
             losses[contender.name] = found["loss"]
             row = {
-                "experiment": NAME,
                 "horizon": horizon,
                 "capped": capped,
                 "learner": contender.name,
@@ -236,13 +234,10 @@ def solve(horizon: int, capped: bool, args: Args, known: dict[str, dict[str, Any
 
 
 def ppo_rows(horizon: int, capped: bool) -> list[dict[str, Any]]:
-    """PPO's rows, if someone has trained it, beside the optimum for as many decisions."""
-    path = FOLDER / "records" / "noisy_quadratic_ppo.jsonl"
-    if not path.is_file():
-        return []
+    """PPO's rows, if its experiment has been run, beside the optimum for as many decisions."""
     best = optimum(horizon, np.eye(horizon), CAP)["loss"]
     added = []
-    for row in map(json.loads, path.read_text().splitlines()):
+    for row in records.recorded("noisy_quadratic_ppo", smoke=False):
         if (row["horizon"], row["capped"]) != (horizon, capped):
             continue
         own = optimum(horizon, decision_mixing(horizon, row["decisions"]), CAP)["loss"]
@@ -254,22 +249,19 @@ def ppo_rows(horizon: int, capped: bool) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """LRs over progress, one panel for each horizon under the cap."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(args.horizons), figsize=(4.2 * len(args.horizons), 3.6), squeeze=False)
+    columns = min(2, len(args.horizons))
+    figure, panels = plotting.panels(columns, rows=-(-len(args.horizons) // columns))
+    blue, red, green, purple, orange, light_blue = plotting.COLOURS[:6]
     styles = {
         "optimum": ("black", "-", 2.4),
-        "meta-gradient, knots": ("tab:blue", "--", 1.4),
-        "PES, pieces": ("tab:orange", "-", 1.2),
-        "WSD, tuned": ("tab:green", ":", 1.6),
-        "cosine, tuned": ("tab:purple", ":", 1.2),
-        "greedy": ("tab:red", "-.", 1.2),
-        "PPO": ("tab:brown", "-", 1.0),
+        "meta-gradient, knots": (blue, "--", 1.4),
+        "PES, pieces": (orange, "-", 1.2),
+        "WSD, tuned": (green, ":", 1.6),
+        "cosine, tuned": (purple, ":", 1.2),
+        "greedy": (red, "-.", 1.2),
+        "PPO": (light_blue, "-", 1.0),
     }
-    for panel, horizon in zip(panels[0], args.horizons, strict=True):
+    for panel, horizon in zip(panels, args.horizons, strict=False):
         for name, (colour, line, width) in styles.items():
             label = f"optimum, {horizon} LRs" if name == "optimum" else name
             found = [r for r in rows if r["horizon"] == horizon and r["capped"] and r["learner"] == label]
@@ -280,42 +272,34 @@ def draw(rows: list[dict[str, Any]], args: Args) -> None:
             progress = np.arange(len(lrs)) / len(lrs)
             text = f"{name} {row['loss']:.5f}"
             panel.plot(progress, lrs, color=colour, linestyle=line, linewidth=width, label=text)
-        panel.set(title=f"T = {horizon}", xlabel="progress", yscale="log", ylim=(0.02, 2.5))
+        panel.set(title=f"T = {horizon}", xlabel="progress", ylabel="learning rate", yscale="log", ylim=(0.02, 2.5))
         panel.legend(fontsize=7, loc="lower left", title="final expected loss", title_fontsize=7)
-    panels[0][0].set_ylabel("learning rate")
-    figure.tight_layout()
-    figure.savefig(figure_path(NAME, args.smoke), dpi=110)
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
-def recorded(args: Args) -> list[dict[str, Any]]:
-    """Rows of an earlier run with the same options."""
-    path = FOLDER / "records" / f"{NAME}.jsonl"
-    if args.fresh or args.smoke or not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if (row["seed"], row["decisions"]) == (args.seed, args.decisions)]
+def earlier(args: Args) -> list[dict[str, Any]]:
+    """Rows of an earlier run with the same options, without PPO's."""
+    rows = [] if args.fresh else records.recorded(NAME, smoke=args.smoke)
+    same = [row for row in rows if (row["seed"], row["decisions"]) == (args.seed, args.decisions)]
+    return [row for row in same if row["learner"] != "PPO"]
 
 
 def main(args: Args) -> None:
-    """Compute what is missing, write the record after each row, print the table, draw."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.horizons, args.uncapped, args.decisions = (40,), (40,), 8
-        args.outer_steps, args.uncapped_outer_steps, args.num_pairs = 8, 8, 4
-    rows, old = [], [row for row in recorded(args) if row["learner"] != "PPO"]
+    """Compute the rows that are missing, write the record after each, print the table, draw."""
+    rows, old = [], earlier(args)
     for horizon, capped in [*((h, True) for h in args.horizons), *((h, False) for h in args.uncapped)]:
         same = [row for row in old if (row["horizon"], row["capped"]) == (horizon, capped)]
         old = [row for row in old if row not in same]
         for row in solve(horizon, capped, args, {row["learner"]: row for row in same}):
             rows.append(row)
-            write_records(NAME, [*rows, *old], args.smoke)
+            records.write(NAME, [*rows, *old], device="cpu", smoke=args.smoke)
     rows += old
     rows += [row for horizon in args.horizons for row in ppo_rows(horizon, True)]
-    write_records(NAME, rows, args.smoke)
+    records.write(NAME, rows, device="cpu", smoke=args.smoke)
     draw(rows, args)
     columns = ("horizon", "capped", "learner", "loss", "over_own_optimum_percent", "over_capped_optimum_percent")
     print_table(rows, (*columns, "seconds"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

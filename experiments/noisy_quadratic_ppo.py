@@ -1,7 +1,7 @@
 """How close does PPO come to the best possible LR schedule, on a problem whose optimum is known?
 
-The noisy quadratic of `noisy_quadratic`, T inner steps, 40 decisions, the constant LR 1 as its base. The
-actions are bounded to LRs between 0.05 and the cap 2. What is measured is the deterministic policy at the last step.
+The noisy quadratic of `support/noisy_quadratic`, T inner steps, 40 decisions, the constant LR 1 as its base. The
+actions are bounded to LRs between 0.05 and the cap 2. The final loss is that of the deterministic policy.
 
     python -m experiments.noisy_quadratic_ppo --seeds 0 1 2
     python -m experiments.noisy_quadratic_optimum    # afterwards: PPO stands in its table and figure
@@ -12,15 +12,16 @@ Found, at T = 1000 with training seeds 0, 1 and 2: 0.18 %, 0.22 % and 0.13 % abo
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from experiments.meta_records import print_table, write_records
-from experiments.noisy_quadratic import CAP, decision_mixing, expected_loss, optimum
+from experiments.support import harness, records
+from experiments.support.noisy_quadratic import CAP, decision_mixing, expected_loss, optimum
+from experiments.support.tables import print_table
 from metalr.agents.ppo import PPOSettings, train_ppo
 from metalr.agents.sb3_training import Budget
 from metalr.control.actions import ActionSpec
@@ -30,9 +31,11 @@ from metalr.envs.transition import EnvConfig, Transition
 from metalr.schedules import Constant
 from metalr.tasks.catalog import make_task
 
+NAME = "noisy_quadratic_ppo"
 
-@dataclass
-class Args:
+
+@dataclass(frozen=True)
+class Args(harness.Options):
     """Options of the experiment."""
 
     horizons: tuple[int, ...] = (1000,)
@@ -47,8 +50,9 @@ class Args:
     """Training seeds."""
     visible: tuple[str, ...] | None = None
     """Features that the policy sees; all by default."""
-    smoke: bool = False
-    """A quick run with small numbers."""
+
+    def small(self) -> "Args":
+        return replace(self, horizons=(80,), episodes=128, num_envs=16, decisions=40)
 
 
 SETTINGS = PPOSettings(
@@ -61,7 +65,7 @@ SETTINGS = PPOSettings(
 )
 
 
-def learn(horizon: int, seed: int, args: Args) -> dict:
+def learn(horizon: int, seed: int, args: Args) -> dict[str, Any]:
     """Train PPO and measure its schedule; one record."""
     task = make_task("noisy-quadratic", horizon=horizon, base_lr=1.0)
     action = ActionSpec(alpha=3.0, low=0.05, high=CAP)
@@ -78,7 +82,6 @@ def learn(horizon: int, seed: int, args: Args) -> dict:
     loss = expected_loss(lrs, horizon)
     own = optimum(horizon, decision_mixing(horizon, args.decisions), CAP)["loss"]
     return {
-        "experiment": "noisy_quadratic_ppo",
         "learner": "PPO",
         "horizon": horizon,
         "decisions": args.decisions,
@@ -93,15 +96,12 @@ def learn(horizon: int, seed: int, args: Args) -> dict:
 
 
 def main(args: Args) -> None:
-    """Run the experiment."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.horizons, args.episodes, args.num_envs, args.decisions = (80,), 128, 16, 40
+    """Train, write the records, print."""
     rows = [learn(horizon, seed, args) for horizon in args.horizons for seed in args.seeds]
-    write_records("noisy_quadratic_ppo", rows, args.smoke)
+    records.write(NAME, rows, device="cpu", smoke=args.smoke)
     print_table(rows, ["horizon", "decisions", "seed", "loss", "over_own_optimum_percent"])
     print("LRs:", np.round(rows[-1]["curve"], 2))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    harness.run(main, Args)

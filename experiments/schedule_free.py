@@ -17,53 +17,57 @@ is 1.13 to 1.51 on MNIST-1D, against 0.93 tuned and 1.09 for tuned cosine. Prodi
 has the lowest train loss of all on digits (0.0006), but is behind tuned cosine on the other two (1.34 and 0.020).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
-from experiments.meta_records import print_table, write_records
-from metalr.compare.comparison import Comparison, Settings, compare, progress_bar
-from metalr.compare.contenders import OUTSIDE_BASELINES
+from experiments.support import harness, records
+from experiments.support.tables import print_table
+from metalr.compare.catalog import EXTERNAL_CONTENDERS
+from metalr.compare.comparison import Comparison, compare, progress_bar
 from metalr.compare.results import result_table
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.tasks.catalog import make_task
 
+NAME = "schedule_free"
 _SCHEDULES = ("constant", "cosine", "wsd-linear")
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        tasks: shipped tasks.
-        horizon: inner steps.
-        num_lrs: LRs of the grid, log-spaced over three decades.
-        tuning_seeds, report_seeds: runs behind a score and behind a reported number.
-        folder: of the comparison; it can be stopped and gone on with.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     tasks: tuple[str, ...] = ("mnist1d-mlp", "digits-mlp", "teacher-student")
+    """Shipped tasks."""
     horizon: int = 400
+    """Inner steps."""
     num_lrs: int = 11
+    """LRs of the grid, log-spaced over three decades."""
     tuning_seeds: int = 3
+    """Runs behind a score."""
     report_seeds: int = 10
+    """Runs behind a reported number."""
     folder: Path = Path("runs/schedule_free")
-    smoke: bool = False
+    """Of the comparison, which resumes from it."""
+
+    def small(self) -> "Args":
+        folder = Path("runs/schedule_free-smoke")
+        few: dict[str, Any] = {"horizon": 20, "num_lrs": 2, "tuning_seeds": 1, "report_seeds": 2}
+        return replace(self, tasks=("teacher-student",), folder=folder, **few)
 
 
 def settings_of(args: Args) -> Settings:
-    """The schedules and the outside optimizers, each with the same number of trials."""
+    """The schedules and the external optimizers, each with the same number of trials."""
     return Settings(
-        baselines=(*_SCHEDULES, *OUTSIDE_BASELINES),
+        contenders=(*_SCHEDULES, *EXTERNAL_CONTENDERS),
         num_lrs=args.num_lrs,
         tuning_seeds=args.tuning_seeds,
         report_seeds=args.report_seeds,
         factors=(1.0,),
-        wrong_base=tuple(OUTSIDE_BASELINES),
+        wrong_base=tuple(EXTERNAL_CONTENDERS),
         targets=True,
     )
 
@@ -72,46 +76,42 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
     """A record for each task, table and contender; `untuned` is the loss at the recommended LR."""
     rows = []
     for task in comparison.tasks:
-        for criterion in ("train", "valid"):
-            untuned = _untuned(comparison, task, "train_loss" if criterion == "train" else "test_loss")
+        for criterion in Criterion:
+            untuned = _untuned(comparison, task, criterion)
             for row in result_table(comparison.records, task, criterion):
                 rows.append(
                     {
-                        "experiment": "schedule_free",
                         "task": task,
                         "chosen_on": criterion,
-                        "contender": row["contender"],
-                        "kind": row["kind"],
-                        "base_lr": row["base_lr"],
-                        "iqm": row["iqm"],
-                        "low": row["iqm_low"],
-                        "high": row["iqm_high"],
-                        "over_best": row["over_best"].value,
-                        "untuned": untuned.get(row["contender"]),
+                        "contender": row.contender,
+                        "kind": row.kind,
+                        "base_lr": row.base_lr,
+                        "iqm": row.iqm.value,
+                        "low": row.iqm.low,
+                        "high": row.iqm.high,
+                        "over_best": row.over_best.value,
+                        "untuned": untuned.get(row.contender),
+                        "seed": comparison.settings.seed,
                     }
                 )
     return rows
 
 
-def _untuned(comparison: Comparison, task: str, loss: str) -> dict[str, float]:
-    """Median loss of the outside optimizers at the LR that their packages recommend."""
+def _untuned(comparison: Comparison, task: str, criterion: Criterion) -> dict[str, float]:
+    """Median loss of the external optimizers at the LR that their packages recommend."""
     found: dict[str, list[float]] = {}
     for record in comparison.records:
-        if record["task"] == task and record["phase"] == "wrong-base":
-            found.setdefault(record["contender"], []).append(record[loss])
+        if record.task == task and record.phase == "wrong-base":
+            found.setdefault(record.contender, []).append(record.loss(criterion.reported_on))
     return {name: float(torch.tensor(values, dtype=torch.float64).quantile(0.5)) for name, values in found.items()}
 
 
 def main(args: Args) -> None:
     """Compare, publish the records, print."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.tasks, args.horizon, args.num_lrs, args.tuning_seeds = ("teacher-student",), 20, 2, 1
-        args.report_seeds, args.folder = 2, Path("runs/schedule_free-smoke")
     tasks = [make_task(name, horizon=args.horizon) for name in args.tasks]
     comparison = compare(tasks, args.folder, settings_of(args), progress=progress_bar())
     rows = rows_of(comparison)
-    write_records("schedule_free", rows, args.smoke)
+    records.write(NAME, rows, device="cpu", smoke=args.smoke)
     for task in args.tasks:
         for criterion in ("train", "valid"):
             shown = [row for row in rows if (row["task"], row["chosen_on"]) == (task, criterion)]
@@ -120,4 +120,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

@@ -1,4 +1,4 @@
-"""What does a learned scheduler cost in a training step?
+"""How much does a learned scheduler add to the time of a training step?
 
     python -m experiments.scheduler_cost
 
@@ -12,24 +12,25 @@ million parameters.
 
 Expected: at most 1.02 on the CPU (upper end of the interval) and 1.01 on the GPU, A/A within 0.5 % of 1.
 
-Found on a CPU: 1.0178 [1.0160, 1.0195], A/A 1.000 [0.998, 1.002].
+Found on a CPU (no GPU has been measured): 1.0178 [1.0160, 1.0195], A/A 1.000 [0.998, 1.002].
 """
 
 import itertools
 import random
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 
-from experiments.meta_records import print_table, write_records
+from experiments.support import harness, records
+from experiments.support.tables import print_table
 from metalr.compare import statistics
 from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController, PolicyNetwork
@@ -37,24 +38,24 @@ from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Cosine
 from metalr.signals.observations import NUM_FEATURES
 
+NAME = "scheduler_cost"
 
-@dataclass
-class Args:
-    """Options of the experiment.
 
-    Attributes:
-        steps: horizon of the controller.
-        decisions: of the controller in them.
-        builds: how many times the model is built.
-        blocks: intervals between two decisions that are timed for each build.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     steps: int = 2000
+    """Horizon of the controller."""
     decisions: int = 100
+    """Of the controller in them."""
     builds: int = 20
+    """How many times the model is built."""
     blocks: int = 40
-    smoke: bool = False
+    """Intervals between two decisions that are timed for each build."""
+
+    def small(self) -> "Args":
+        return replace(self, steps=40, decisions=10, builds=2, blocks=3)
 
 
 def controller(decisions: int) -> PolicyController:
@@ -96,11 +97,11 @@ class Training:
         self.use("learned")
 
     def use(self, name: str) -> None:
-        """From here on this scheduler is the only one; the others know nothing of the updates that are made."""
+        """Hand the optimizer to one scheduler; the others do not see the updates that follow."""
         self.learned.detach()
         self.scheduler = self.schedulers[name]
         if name == "learned":
-            self.learned._attach()
+            self.learned.attach()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -143,8 +144,6 @@ def measure(make_model: Callable, device: str, args: Args) -> tuple[float, float
 
 def sync_free(make_model: Callable, args: Args) -> int:
     """Host synchronisations of the scheduler in a run on the GPU, as torch counts them."""
-    import warnings
-
     training = Training(make_model, args, "cuda")
     seconds(training, 3, "cuda")
     with warnings.catch_warnings(record=True) as caught:
@@ -158,16 +157,13 @@ def sync_free(make_model: Callable, args: Args) -> int:
 
 def main(args: Args) -> None:
     """Measure, write the records, print."""
-    torch.set_num_threads(1)
-    if args.smoke:
-        args.steps, args.decisions, args.builds, args.blocks = 40, 10, 2, 3
     cases = [("cpu, MLP of 1.0 M, batch 128", mlp, "cpu", 1.02)]
     if torch.cuda.is_available():
         cases.append(("cuda, transformer of 25 M", transformer, "cuda", 1.01))
     rows: list[dict[str, Any]] = []
     for name, make_model, device, target in cases:
         learned, again = zip(*[measure(make_model, device, args) for _ in range(args.builds)], strict=True)
-        row: dict[str, Any] = {"experiment": "scheduler_cost", "case": name, "builds": args.builds}
+        row: dict[str, Any] = {"case": name, "device": device, "seed": 0, "builds": args.builds}
         row |= {"blocks": args.builds * args.blocks, "log_ratios": learned, "log_ratios_again": again}
         for key, label, found in (
             ("learned", "LearnedLR / StepLR", learned),
@@ -180,9 +176,9 @@ def main(args: Args) -> None:
         if device == "cuda":
             row["syncs per decision"] = sync_free(make_model, args) / (args.decisions / 10)
         rows.append(row)
-    write_records("scheduler_cost", rows, args.smoke)
+    records.write(NAME, rows, device="cpu", smoke=args.smoke)
     print_table(rows, ("case", "blocks", "LearnedLR / StepLR", "StepLR / StepLR (A/A)", "target"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

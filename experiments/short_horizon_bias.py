@@ -13,44 +13,45 @@ greedy's loss over the optimum grows with T; every tuned schedule beats the tune
 Found: 0.25480, 0.042495 and 0.01402033 at T = 1000; greedy over the optimum is 1.8, 4.2, 18 and 44 at T = 100, 300,
 1000 and 3000. The last expectation fails at every horizon: at T = 1000 linear-cosine (0.0591), its noisy variant
 (0.0626) and warmup-constant (0.0429) end above the constant, and at T = 100 even cosine and linear do (1.51 against
-1.20 times the optimum), for under the cap there is no time to decay. WSD with its
-1-sqrt fall is within 3, 3, 4 and 13 % of the optimum.
+1.20 times the optimum), for under the cap there is no time to decay. WSD with its 1-sqrt fall is within 3, 3, 4 and
+13 % of the optimum.
+
 A minute and a half on one CPU core.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from scipy.optimize import minimize_scalar
 
-from experiments.meta_records import figure_path, print_table, write_records
-from experiments.noisy_quadratic import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
-from metalr.compare.contenders import BASELINES, Baseline
+from experiments.support import harness, plotting, records
+from experiments.support.noisy_quadratic import CAP, CURVATURE, NOISE, expected_loss, greedy, optimum
+from experiments.support.tables import print_table
+from metalr.compare.catalog import SCHEDULE_CONTENDERS
+from metalr.compare.contenders import ScheduleContender
 
+NAME = "short_horizon_bias"
 # The search follows this many groups of the slow directions in place of each one; the result does not.
 _GROUPS = 60
 _EXACT = 60
 
 
-@dataclass
-class Args:
-    """Options of the experiment.
-
-    Attributes:
-        horizons: inner steps in a run.
-        num_lrs: LRs that are tried for every parameter setting before the best is refined.
-        max_settings: parameter settings of each schedule, at most.
-        smoke: a quick run with small numbers.
-    """
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Options of the experiment."""
 
     horizons: tuple[int, ...] = (100, 300, 1000, 3000)
+    """Inner steps in a run."""
     num_lrs: int = 25
+    """LRs that are tried for every parameter setting before the best is refined."""
     max_settings: int = 12
-    smoke: bool = False
+    """Parameter settings of each schedule, at most."""
+
+    def small(self) -> "Args":
+        return replace(self, horizons=(20, 40), num_lrs=5, max_settings=1)
 
 
 def grouped() -> tuple[np.ndarray, np.ndarray]:
@@ -70,11 +71,11 @@ def search_losses(lrs: np.ndarray) -> np.ndarray:
     return 0.5 * moments @ (weight * curvature)
 
 
-def tune(baseline: Baseline, horizon: int, args: Args) -> dict[str, Any]:
+def tune(contender: ScheduleContender, horizon: int, args: Args) -> dict[str, Any]:
     """The best LR and parameters of one schedule: a grid over both, then the LR refined on the exact loss."""
     progress = torch.arange(horizon, dtype=torch.float64) / horizon
-    settings = baseline.settings(args.max_settings)
-    shapes = np.stack([baseline.build(setting)(progress).numpy() for setting in settings])  # (settings, horizon)
+    settings = contender.settings(args.max_settings)
+    shapes = np.stack([contender.schedule(setting)(progress).numpy() for setting in settings])  # (settings, horizon)
     peaks = np.geomspace(0.02, CAP, args.num_lrs)
     # Noise may lift a multiplier above 1; the cap holds for every LR.
     tables = np.minimum(peaks[None, :, None] * shapes[:, None], CAP)  # (settings, num_lrs, horizon)
@@ -104,13 +105,11 @@ def rows_of(horizon: int, args: Args) -> list[dict[str, Any]]:
             "parameters": {},
         },
     }
-    for name, baseline in BASELINES.items():
-        if baseline.kind == "schedule":
-            found[name] = tune(baseline, horizon, args)
-            print(f"T = {horizon}: {name} {found[name]['loss']:.6f}", flush=True)
+    for name, contender in SCHEDULE_CONTENDERS.items():
+        found[name] = tune(contender, horizon, args)
+        print(f"T = {horizon}: {name} {found[name]['loss']:.6f}", flush=True)
     return [
         {
-            "experiment": "short_horizon_bias",
             "horizon": horizon,
             "contender": name,
             "loss": result["loss"],
@@ -119,6 +118,7 @@ def rows_of(horizon: int, args: Args) -> list[dict[str, Any]]:
             "last_lr": float(result["lrs"][-1]),
             "parameters": result["parameters"],
             "lrs": [round(float(lr), 6) for lr in result["lrs"][:: max(1, horizon // 100)]],
+            "seed": None,
         }
         for name, result in sorted(found.items(), key=lambda item: item[1]["loss"])
     ]
@@ -126,37 +126,34 @@ def rows_of(horizon: int, args: Args) -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], args: Args) -> None:
     """Loss over the optimum against the horizon, and the LRs at the longest horizon."""
-    from metalr.reports import figures
-
-    figure, (left, right) = figures.panels(2, height=4.2)
+    figure, (left, right) = plotting.panels(2, height=4.2)
     names = ["optimum under lr <= 2", "greedy", "constant", "cosine", "wsd", "linear", "inverse-square-root", "step"]
     longest = max(args.horizons)
     for name in names:
         own = {row["horizon"]: row for row in rows if row["contender"] == name}
-        style = {"linewidth": 2.4, "color": "black"} if name.startswith("optimum") else {"linewidth": 1.5}
+        style: dict[str, Any] = {"linewidth": 1.5}
+        if name.startswith("optimum"):
+            style = {"linewidth": 2.4, "color": "black"}
         over = [own[horizon]["over_optimum"] for horizon in args.horizons]
         left.plot(args.horizons, over, marker="o", markersize=4, label=name, **style)
         lrs = own[longest]["lrs"]
         right.plot(np.arange(len(lrs)) * max(1, longest // 100) / longest, lrs, label=name, **style)
     left.set(xscale="log", yscale="log", xlabel="horizon T", ylabel="expected loss / optimum")
     right.set(yscale="log", xlabel="progress", ylabel="learning rate", title=f"T = {longest}", ylim=(1e-3, 3.0))
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(figure_path("short_horizon_bias", args.smoke), dpi=110)
+    plotting.legend(figure, left)
+    plotting.save(figure, NAME, smoke=args.smoke)
 
 
 def main(args: Args) -> None:
     """Run all horizons, write the records after each, print, draw."""
     assert np.allclose(NOISE, 0.01 * CURVATURE)
-    if args.smoke:
-        args.horizons, args.num_lrs, args.max_settings = (20, 40), 5, 1
     rows: list[dict[str, Any]] = []
     for horizon in args.horizons:
         rows += rows_of(horizon, args)
-        write_records("short_horizon_bias", rows, args.smoke)
+        records.write(NAME, rows, device="cpu", smoke=args.smoke)
     draw(rows, args)
     print_table(rows, ("horizon", "contender", "loss", "over_optimum", "lr", "last_lr", "parameters"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    harness.run(main, Args)

@@ -1,4 +1,4 @@
-"""metalr: learning-rate controllers that are learned, exported as plain PyTorch schedulers.
+"""Learned learning-rate controllers, exported as plain PyTorch schedulers.
 
 scheduler = metalr.load_scheduler("controller.safetensors", optimizer, horizon=num_updates)
 for x, y in loader:

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from metalr.compare.catalog import CLASSIC
+from metalr.reports.text_table import plain
+
 try:
     import tyro
 except ImportError as error:
@@ -26,6 +29,7 @@ except ImportError as error:  # the agents need more than the core; the other co
         """Train a controller (needs pip install 'metalr[rl,data]')."""
 
         def run(self) -> None:
+            """Say which packages are missing."""
             raise SystemExit(f"training needs more packages ({_missing}): pip install 'metalr[rl,data]'")
 
 else:
@@ -34,18 +38,18 @@ else:
     class Train:  # type: ignore[no-redef]
         """Train a controller with PPO or DQN on batched training runs.
 
-        Ctrl-C leaves a folder that `metalr train --resume FOLDER` goes on with. When training is done the folder
-        holds controller.safetensors.
+        After Ctrl-C `metalr train --resume FOLDER` continues. When training is done the folder holds
+        controller.safetensors.
         """
 
         options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
         folder: Path = Path("runs/train")
         """A new folder for the run."""
         resume: Path | None = None
-        """Go on with this folder; every other option is read from it."""
+        """Continue in this folder; every other option is read from it."""
 
         def run(self) -> None:
-            """Train, or go on training."""
+            """Train, or continue a training."""
             from metalr.agents.run_folder import read_options, train
 
             folder, options = self.folder, self.options
@@ -109,7 +113,7 @@ class Export:
 class Compare:
     """Compare schedules and controllers: equal budgets, fresh seeds, two tables that never mix.
 
-    Writes records, a figure and one HTML report into the folder; stopped, it goes on where it was.
+    Writes records, a figure and one HTML report into the folder; the same command resumes a stopped comparison.
     """
 
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ("mnist1d-mlp",)
@@ -120,12 +124,12 @@ class Compare:
     """Inner optimizer; each task's own by default."""
     controllers: tuple[Path, ...] = ()
     """Controller files to compare with the schedules."""
-    baselines: tuple[str, ...] = ()
-    """Baselines; the eight classic ones by default. `all` takes every one that needs no package of its own."""
+    contenders: tuple[str, ...] = CLASSIC
+    """Schedules, rules and optimizers to tune; `all` takes every one that needs no package of its own."""
     num_lrs: int = 11
-    """LRs in the grid that every baseline is tuned over."""
+    """LRs in the grid that every contender is tuned over."""
     draws: int = 1
-    """Parameter settings of every baseline at each LR; the number of trials is the product."""
+    """Parameter settings of every contender at each LR; the number of trials is the product."""
     factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     """Wrong base LRs, as factors of the right one, for the last table."""
     tune_controllers: bool = False
@@ -146,16 +150,14 @@ class Compare:
     def run(self) -> None:
         """Compare, print and write the report."""
         from metalr.artefacts.controller_file import load_controller
-        from metalr.compare.comparison import Settings, compare, progress_bar
-        from metalr.compare.contenders import BASELINES
+        from metalr.compare.comparison import compare, progress_bar
+        from metalr.compare.settings import Settings
         from metalr.reports import report
         from metalr.tasks.catalog import make_task
 
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
-        chosen: dict[str, Any] = {}
-        if self.baselines:
-            chosen["baselines"] = tuple(BASELINES) if self.baselines == ("all",) else self.baselines
         settings = Settings(
+            contenders=None if self.contenders == ("all",) else self.contenders,
             num_lrs=self.num_lrs,
             draws=self.draws,
             factors=self.factors,
@@ -164,7 +166,6 @@ class Compare:
             tuning_seeds=self.tuning_seeds,
             report_seeds=self.report_seeds,
             seed=self.seed,
-            **chosen,
         )
         names = _different_names(self.controllers)
         comparison = compare(
@@ -191,15 +192,15 @@ def _different_names(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 @dataclass
 class Tune:
-    """Search the LR and the parameters of one baseline with a Gaussian process, and print the best trials.
+    """Search the LR and the parameters of one contender with a Gaussian process, and print the best trials.
 
     For a comparison use `metalr compare`, which gives every contender the same trials and reports on fresh seeds.
     """
 
     task: str = "mnist1d-mlp"
     """A shipped task; see `metalr list`."""
-    baseline: str = "wsd"
-    """What is tuned; see `metalr list`."""
+    contender: str = "wsd"
+    """A schedule, rule or optimizer; see `metalr list`."""
     horizon: int = 400
     """Optimizer updates in a training run."""
     trials: int = 20
@@ -216,24 +217,24 @@ class Tune:
     def run(self) -> None:
         """Search and print."""
         from metalr.compare.bayesian import search
+        from metalr.compare.catalog import get_contender
         from metalr.compare.comparison import progress_bar
-        from metalr.compare.contenders import get_baseline
+        from metalr.compare.selection import Criterion
         from metalr.tasks.catalog import make_task
 
         result = search(
             make_task(self.task, horizon=self.horizon),
-            get_baseline(self.baseline),
+            get_contender(self.contender),
             num_trials=self.trials,
             tuning_seeds=self.tuning_seeds,
-            criterion=self.criterion,
+            criterion=Criterion(self.criterion),
             seed=self.seed,
             device=self.device,
             progress=progress_bar() if _interactive() else None,
         )
-        print(f"{self.criterion} loss  base LR  parameters")
-        for trial in sorted(result.trials, key=lambda trial: trial.score)[:5]:
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in trial.parameters.items())
-            print(f"{trial.score:<10.5g}  {trial.base_lr:<7.4g}  {shown}")
+        best = sorted(result.trials, key=lambda trial: trial.score)[:5]
+        rows = [(f"{trial.score:.5g}", f"{trial.base_lr:.4g}", _listed(trial.parameters)) for trial in best]
+        print(plain((f"{self.criterion} loss", "base LR", "parameters"), rows))
 
 
 @dataclass
@@ -256,54 +257,59 @@ class FindLR:
 
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         curve = find_lr(make_task(self.task, **changes), num_seeds=self.seeds)
-        print(f"suggestion  {curve.suggestion:.3g}")
-        print(f"steepest    {curve.steepest:.3g}")
-        print(f"lowest      {curve.lowest:.3g}  (beyond it the LR is too big)")
-        print(f"figure      {save_figure(curve, self.figure, self.task)}")
+        rows = {
+            "suggestion": f"{curve.suggestion:.3g}",
+            "steepest": f"{curve.steepest:.3g}",
+            "lowest": f"{curve.lowest:.3g}  (beyond it the LR is too big)",
+            "figure": str(save_figure(curve, self.figure, self.task)),
+        }
+        print(plain(None, rows.items()))
 
 
 @dataclass
 class List:
-    """Show what there is: tasks, families, schedules, baselines, optimizers, rewards, features, controllers."""
+    """Show what there is: tasks, families, schedules, contenders, optimizers, rewards, features, controllers."""
 
     def run(self) -> None:
         """Print the lists."""
         from metalr.artefacts.controller_file import SHIPPED
-        from metalr.compare.contenders import BASELINES, OUTSIDE_BASELINES
+        from metalr.compare.catalog import CONTENDERS, EXTERNAL_CONTENDERS
         from metalr.optimizers.classic import OPTIMIZERS
         from metalr.schedules import SCHEDULES
         from metalr.signals.observations import FEATURES
         from metalr.tasks.catalog import TASKS
         from metalr.tasks.families import FAMILIES
 
-        _print_table("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
-        _print_table("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
-        _print_table("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
-        print("baselines\n  " + ", ".join(BASELINES))
-        print("baselines from packages of their own: pip install 'metalr[optimizers]'")
-        print("  " + ", ".join(OUTSIDE_BASELINES) + "\n")
-        _print_table("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
+        _print_section("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
+        _print_section("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
+        _print_section("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
+        print("contenders\n  " + ", ".join(CONTENDERS))
+        print("contenders from packages of their own: pip install 'metalr[optimizers]'")
+        print("  " + ", ".join(EXTERNAL_CONTENDERS) + "\n")
+        _print_section("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
         try:
             from metalr.envs.rewards import REWARDS
         except ImportError:
             print("rewards\n  (install 'metalr[rl]' to see them)\n")
         else:
-            _print_table("rewards", {name: reward.formula for name, reward in REWARDS.items()})
-        _print_table("features", {feature.name: feature.formula for feature in FEATURES})
+            _print_section("rewards", {name: reward.formula for name, reward in REWARDS.items()})
+        _print_section("features", {feature.name: feature.formula for feature in FEATURES})
         shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
         print("shipped controllers\n  " + (", ".join(shipped) or "none"))
+
+
+def _listed(parameters: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
+    )
 
 
 def _first_line(thing: Callable) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
 
-def _print_table(title: str, rows: dict[str, str]) -> None:
-    width = max(map(len, rows), default=0)
-    print(title)
-    for name, text in rows.items():
-        print(f"  {name:<{width}}  {text}")
-    print()
+def _print_section(title: str, rows: dict[str, str]) -> None:
+    print(f"{title}\n{plain(None, rows.items(), indent='  ')}\n")
 
 
 def _interactive() -> bool:
@@ -330,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the folder holds what was done, and the same command goes on from there") from None
+        raise SystemExit("stopped; the folder holds what was done, and the same command continues it") from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"metalr: {error}") from None
 

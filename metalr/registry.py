@@ -1,4 +1,4 @@
-"""Look-up of registered names, with the near match in the error. Knows nothing of what is registered."""
+"""Look-up of registered names, with the nearest match in the error."""
 
 import difflib
 from collections.abc import Mapping
@@ -10,8 +10,13 @@ T = TypeVar("T")
 def look_up(registry: Mapping[str, T], name: str, kind: str) -> T:
     """Return `registry[name]`.
 
+    Args:
+        registry: name -> whatever is registered.
+        name: the name to look up.
+        kind: the noun for the error, such as "schedule".
+
     Raises:
-        ValueError: `name` is not registered; the message names the nearest registered name and all of them.
+        ValueError: `name` is not registered; the message gives the nearest registered name and all of them.
 
     Example:
         >>> look_up({"cosine": 1, "linear": 2}, "cosine", "schedule")

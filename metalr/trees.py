@@ -1,6 +1,6 @@
-"""Nested tuples of tensors, such as the state of a run or of a controller, walked in one way."""
+"""Traversal of nested tuples of tensors, such as the state of a run or of a controller."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ Tree = TypeVar("Tree")
 
 
 def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of a tree, depth first and in order; whatever is neither tensor nor tuple is passed over.
+    """List the tensors of a tree, depth first and in order; anything that is neither tensor nor tuple is skipped.
 
     Example:
         >>> import torch
@@ -22,11 +22,16 @@ def leaves(tree: Any) -> list[Tensor]:
     return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
 
 
-def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
-    """The same nesting with other tensors, in the order of `leaves`.
+def replace_leaves(tree: Tree, new: list[Tensor]) -> Tree:
+    """Rebuild a tree with other tensors, in the order of `leaves`.
 
     Raises:
-        ValueError: the number of tensors is not that of the tree.
+        ValueError: the number of tensors differs from that of the tree.
+
+    Example:
+        >>> import torch
+        >>> replace_leaves((torch.tensor(1), (torch.tensor(2), None)), [torch.tensor(3), torch.tensor(4)])
+        (tensor(3), (tensor(4), None))
     """
     expected = len(leaves(tree))
     if len(new) != expected:
@@ -45,7 +50,7 @@ def replace_leaves(tree: Tree, new: Sequence[Tensor]) -> Tree:
 
 
 def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
-    """A tree of the function's results on the leaves of one or several trees of the same nesting.
+    """Apply a function to the leaves of one or more trees of the same nesting, and return the tree of its results.
 
     Example:
         >>> import torch
@@ -56,7 +61,7 @@ def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tr
     return replace_leaves(tree, [function(*row) for row in zip(*columns, strict=True)])
 
 
-def concatenate(trees: Sequence[Tree]) -> Tree:
+def concatenate(trees: list[Tree]) -> Tree:
     """One tree of several with the same nesting: each leaf is theirs, joined along its first axis.
 
     Example:

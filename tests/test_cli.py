@@ -45,7 +45,7 @@ def test_train_export_compare(tmp_path, capsys):
     call("train", *SMALL, "--folder", str(folder))
     call("export", str(folder), str(file))
     arguments = ["--task", "teacher-student", "--horizon", "20", "--num-lrs", "2", "--tuning-seeds", "1"]
-    arguments += ["--report-seeds", "2", "--baselines", "constant", "cosine", "--controllers", str(file)]
+    arguments += ["--report-seeds", "2", "--contenders", "constant", "cosine", "--controllers", str(file)]
     call("compare", *arguments, "--folder", str(tmp_path / "compare"))
     text = capsys.readouterr().out
     assert "mine" in text
@@ -57,7 +57,7 @@ def test_train_export_compare(tmp_path, capsys):
 
 def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path):
     arguments = ["--tasks", "teacher-student", "quadratic", "--horizon", "40", "--num-lrs", "2", "--draws", "2"]
-    arguments += ["--tuning-seeds", "1", "--report-seeds", "2", "--baselines", "cosine", "--factors", "0.01", "100"]
+    arguments += ["--tuning-seeds", "1", "--report-seeds", "2", "--contenders", "cosine", "--factors", "0.01", "100"]
     call("compare", *arguments, "--tune-controllers", "--controllers", SHIPPED, "--folder", str(tmp_path))
     records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert {r["task"] for r in records} == {"teacher-student", "quadratic"}
@@ -67,7 +67,7 @@ def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path):
 
 
 def test_tune_prints_the_best_trials(capsys):
-    call("tune", "--task", "teacher-student", "--baseline", "polynomial", "--horizon", "20", "--trials", "4")
+    call("tune", "--task", "teacher-student", "--contender", "polynomial", "--horizon", "20", "--trials", "4")
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.startswith("train loss  base LR")
     assert len(rows) == 4
@@ -111,7 +111,7 @@ def test_list_names_everything(capsys):
         (["train", "--decisions", "7"], "got horizon 200 with 7 decisions"),
         (["compare", "--controllers", "nowhere.safetensors"], "which is not a file"),
         (["export", "nowhere", "x.safetensors"], "which is not a file"),
-        (["compare", "--baselines", "cosin"], "did you mean 'cosine'"),
+        (["compare", "--contenders", "cosin"], "did you mean 'cosine'"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-"""Save and load controllers: one `.safetensors` file with a JSON card in its header. Never pickle.
+"""Controllers as files: one `.safetensors` file with a JSON card in its header. Never pickle.
 
-The card says what the controller is, what it was trained on and inside which bounds it acts; a SHA-256 over the
-whole file tells a damaged copy from the original. A file from a stranger can at worst hold a bad controller: its
-LR still stays inside the bounds that the card shows.
+The card states the kind of controller, its training and its bounds; a SHA-256 over the whole file tells a damaged copy
+from the original. A file from a stranger can at worst hold a bad controller, whose LR still stays within the bounds
+that the card shows.
 """
 
 import hashlib
@@ -19,20 +19,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from metalr.control import loop
 from metalr.control.catalog import build_controller
 from metalr.control.controller import Controller
-from metalr.control.loop import ControlLoop
+from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule
 from metalr.signals.observations import OBSERVATION_VERSION
 
 FORMAT_VERSION = 1
-# Shipped controllers are looked up here by name.
+# The folder in which shipped controllers are looked up by name.
 SHIPPED = Path(__file__).parent / "shipped"
 _NO_CHECKSUM = "0" * 64
 _LARGEST_FILE = 16 * 2**20
 _MAX_DECISIONS = 100_000
-# A factor of the base LR outside this range is a damaged or hostile file, whatever its card says.
+# A factor of the base LR outside this range means a damaged or hostile file, whatever its card says.
 _SANE_FACTORS = (1e-9, 1e6)
 
 
@@ -41,27 +42,32 @@ def save_controller(path: str | Path, controller: Controller, card: Mapping[str,
 
     Args:
         path: ends in `.safetensors`; its folder must exist.
-        controller: any controller that `config()` describes.
+        controller: any controller of a registered kind.
         card: JSON-able facts for people: training tasks, results, seeds, versions.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the path has another ending, or the card cannot be written as JSON.
-        FileExistsError: the file is there already.
+        ValueError: the path has another ending, the card cannot be written as JSON, or the controller could not be
+            loaded again.
+        FileExistsError: the file already exists.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"got file name {path.name!r}, expected one that ends in .safetensors")
     if path.exists():
         raise FileExistsError(f"got {path}, which exists, expected a new file: choose another name or remove it first")
-    path.write_bytes(to_bytes(controller, card))
+    write_whole(path, to_bytes(controller, card))
     return path
 
 
 def to_bytes(controller: Controller, card: Mapping[str, Any] | None = None) -> bytes:
-    """The content of the file that `save_controller` writes."""
+    """The content of the file that `save_controller` writes.
+
+    Raises:
+        ValueError: the card cannot be written as JSON, or the controller could not be loaded again.
+    """
     full_card = {
         "format_version": FORMAT_VERSION,
         "observation_version": OBSERVATION_VERSION,
@@ -75,18 +81,21 @@ def to_bytes(controller: Controller, card: Mapping[str, Any] | None = None) -> b
         raise ValueError(f"got a card that JSON cannot hold ({error}), expected finite numbers and text") from error
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in controller.tensors().items()}
     content = safetensors.torch.save(tensors, {"metalr": text, "sha256": _NO_CHECKSUM})
-    if _NO_CHECKSUM in text:  # it would be taken for the place of the checksum
+    if _NO_CHECKSUM in text:  # it would be taken for the placeholder of the checksum
         raise ValueError("got a card with 64 zeros in a row, expected none: shorten the number")
     content = content.replace(_NO_CHECKSUM.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
-    from_bytes(content, "a controller")  # what could not be loaded again is not saved
+    from_bytes(content, "a controller")  # nothing is saved that could not be loaded again
     return content
 
 
 def load_controller(source: str | Path) -> Controller:
     """Read a controller from a file, or a shipped one by name.
 
+    Args:
+        source: the path of a `.safetensors` file, or the name of a shipped controller.
+
     Raises:
-        FileNotFoundError: no such file or shipped name.
+        FileNotFoundError: there is no such file or shipped controller.
         ValueError: the file is truncated, damaged, foreign, or of another observation version.
     """
     path = _locate(source)
@@ -94,7 +103,15 @@ def load_controller(source: str | Path) -> Controller:
 
 
 def load_card(source: str | Path) -> dict[str, Any]:
-    """The card of a controller: `controller`, `about` and the versions. Raises as `load_controller` does."""
+    """The card of a controller file: `controller`, `about` and the versions.
+
+    Args:
+        source: as for `load_controller`.
+
+    Raises:
+        FileNotFoundError: there is no such file or shipped controller.
+        ValueError: the file is truncated, damaged, foreign, or of another observation version.
+    """
     path = _locate(source)
     return from_bytes(_read(path), str(path))[1]
 
@@ -105,14 +122,15 @@ def load_scheduler(
     """A learned controller as a torch scheduler.
 
     Args:
-        source: a `.safetensors` file, or the name of a shipped controller.
+        source: the path of a `.safetensors` file, or the name of a shipped controller.
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
-        base: a base schedule in place of the controller's own.
-        options: passed to `LearnedLR`: decisions, steps_per_action, scope, hooks.
+        base: base schedule to replace the controller's own.
+        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_controller` and `LearnedLR`.
+        FileNotFoundError: there is no such file or shipped controller.
+        ValueError: the file cannot be used, or the horizon does not suit the decisions.
     """
     controller = load_controller(source)
     if base is not None:
@@ -121,7 +139,15 @@ def load_scheduler(
 
 
 def from_bytes(content: bytes, name: str = "the file") -> tuple[Controller, dict[str, Any]]:
-    """The controller and card in a file's content; raises ValueError where it is not exactly what was saved."""
+    """The controller and the card in the content of a file.
+
+    Args:
+        content: of the file.
+        name: of the file, for errors.
+
+    Raises:
+        ValueError: the content is not exactly as saved, or does not describe a usable controller.
+    """
     card = _verified_card(content, name)
     if card.get("observation_version") != OBSERVATION_VERSION:
         raise ValueError(
@@ -138,7 +164,7 @@ def from_bytes(content: bytes, name: str = "the file") -> tuple[Controller, dict
 
 
 def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a file is whole but what it describes could not be used."""
+    """Raise ValueError if an undamaged file describes a controller that could not be used."""
     decisions = controller.decisions
     if isinstance(decisions, bool) or not isinstance(decisions, int) or not 1 <= decisions <= _MAX_DECISIONS:
         raise ValueError(f"{decisions!r} decisions are not a whole number between 1 and {_MAX_DECISIONS}")
@@ -153,9 +179,9 @@ def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"its base schedule leaves [0, {_SANE_FACTORS[1]:g}]")
     action = getattr(controller, "action", controller)
     bounds = [float(getattr(action, name, 1.0)) for name in ("low", "high")]
-    loop = ControlLoop(controller, 1, 1)
-    loop.start(torch.full((1, 1), 1e-3, dtype=torch.float64))
-    factors = torch.tensor([*bounds, loop.multiplier.item(), *getattr(controller, "multipliers", ())])
+    like = torch.ones(1, 1, dtype=torch.float64)
+    state = loop.start(controller, loop.init(controller.init(like), like), 1e-3 * like)
+    factors = torch.tensor([*bounds, state.multiplier.item(), *getattr(controller, "multipliers", ())])
     if not bool(((factors >= _SANE_FACTORS[0]) & (factors <= _SANE_FACTORS[1])).all()):
         raise ValueError(f"its LR multipliers leave [{_SANE_FACTORS[0]:g}, {_SANE_FACTORS[1]:g}]")
 
@@ -168,7 +194,7 @@ def _verified_card(content: bytes, name: str) -> dict[str, Any]:
         header = json.loads(content[8 : 8 + length])
         checksum, text = header["__metadata__"]["sha256"], header["__metadata__"]["metalr"]
         if not re.fullmatch("[0-9a-f]{64}", checksum):
-            raise ValueError("its checksum is not one")
+            raise ValueError("its checksum is malformed")
         if _checksum(content, checksum) != checksum:
             raise ValueError("its checksum does not match its content")
         card = json.loads(text, parse_constant=_refuse_constant)
@@ -187,7 +213,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _checksum(content: bytes, written: str) -> str:
-    """SHA-256 of the content with zeros in the place of the checksum that is written there. Copies nothing."""
+    """SHA-256 of the content, with zeros in place of the checksum `written` there. Copies nothing."""
     view, at = memoryview(content), content.index(written.encode())
     digest = hashlib.sha256(view[:at])
     digest.update(_NO_CHECKSUM.encode())

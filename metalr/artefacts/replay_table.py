@@ -1,4 +1,4 @@
-"""A controller's mean multipliers as a table, for programs that can only follow one."""
+"""The mean multipliers of a controller as a table, for programs that can only follow one."""
 
 import csv
 from collections.abc import Mapping
@@ -10,33 +10,37 @@ from torch import Tensor
 from metalr.artefacts.standalone import _new_file
 from metalr.control.controller import Controller
 from metalr.control.reference import ReplayController, ScheduleController
+from metalr.files import whole_file
 
 
 def write_replay_csv(
     controller: Controller, multipliers: Tensor | None, path: str | Path, *, card: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write the LR factor of every decision as a table, for programs that can only follow one.
+    """Write the LR factor of every decision as a table.
 
     Args:
-        controller: gives the base schedule; an open-loop one gives the multipliers too.
-        multipliers: `(decisions,)` or `(decisions, num_runs, num_groups)` that it set in some runs, as
+        controller: supplies the base schedule, and the multipliers too if it is open-loop.
+        multipliers: `(decisions,)` or `(decisions, num_runs, num_groups)`, set by the controller in some runs, such as
             `Episode.multipliers`; their geometric mean is written. None for a schedule or a replay.
         path: ends in `.csv`; must not exist.
         card: facts for people; its `about` goes into the heading.
 
+    Returns:
+        The path.
+
     Raises:
-        ValueError: a closed-loop controller without multipliers.
-        FileExistsError: the file is there already.
+        ValueError: the path has another ending, or the controller is closed-loop and there are no multipliers.
+        FileExistsError: the file already exists.
     """
     path = _new_file(path, ".csv")
     values = _played(controller, multipliers)
     lines = [
         "open-loop replay of a learned LR controller, not the controller itself",
-        "WARNING: replay loses the gain: a table does not see the run, so it repairs no wrong base LR and no explosion",
-        "use: lr = base_lr * lr_factor from the update round(progress * horizon) on, until the next row",
+        "WARNING: replay loses the gain: a table sees no run, so it corrects neither a wrong base LR nor an explosion",
+        "use: lr = base_lr * lr_factor from update round(progress * horizon) until the next row",
         *(f"{key}: {value}" for key, value in dict((card or {}).get("about", {})).items()),
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {' '.join(str(line).split())}\n" for line in lines)
         table = csv.writer(file)
         table.writerow(["decision", "progress", "base_schedule", "lr_multiplier", "lr_factor"])
@@ -55,6 +59,6 @@ def _played(controller: Controller, multipliers: Tensor | None) -> list[float]:
     if isinstance(controller, ReplayController):
         return list(controller.multipliers)
     raise ValueError(
-        f"got a {type(controller).__name__} without multipliers, expected what it set in some run, since it decides by "
-        "what it sees: run it on a task and pass Episode.multipliers"
+        f"got a {type(controller).__name__} without multipliers, expected those that it set in some run, since they "
+        "depend on the run: run it on a task and pass Episode.multipliers"
     )

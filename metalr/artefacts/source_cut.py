@@ -1,6 +1,6 @@
-"""Cuts the definitions that some classes reach out of this package, into one flat piece of source.
+"""Classes of this package, and every definition that they reach, cut out into one flat piece of source.
 
-Works on source text guided by its syntax tree, so that comments and layout survive. Knows nothing of controllers.
+It edits source text by the positions in its syntax tree, so that comments and layout survive.
 """
 
 import ast
@@ -16,7 +16,12 @@ PACKAGE = "metalr"
 
 
 class Symbol(NamedTuple):
-    """A top-level name of one of our modules."""
+    """A top-level name of one of our modules.
+
+    Attributes:
+        module: full name of the module.
+        name: in that module.
+    """
 
     module: str
     name: str
@@ -24,12 +29,12 @@ class Symbol(NamedTuple):
 
 @dataclass
 class _Module:
-    """One source file, as far as it matters here."""
+    """The parts of a source file that matter for cutting."""
 
     name: str
     lines: list[str]
     definitions: dict[str, ast.stmt] = field(default_factory=dict)
-    imported: dict[str, Symbol] = field(default_factory=dict)  # names of our other modules
+    imported: dict[str, Symbol] = field(default_factory=dict)  # names from our other modules
     aliases: dict[str, str] = field(default_factory=dict)  # our other modules themselves
     foreign: dict[str, str] = field(default_factory=dict)  # name -> import line
 
@@ -74,17 +79,17 @@ def _note_import_from(module: _Module, node: ast.ImportFrom) -> None:
 def _is_module(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # what would hold it is a module itself and no package
+    except ModuleNotFoundError:  # its parent is a module, not a package
         return False
 
 
 def cut_out(roots: Iterable[type], *, leave_out: frozenset[str], also_import: tuple[str, ...] = ()) -> str:
-    """The source of some classes with everything they use from this package; imports first.
+    """The source of some classes and of everything they use from this package, after their imports.
 
     Args:
         roots: classes of this package.
-        leave_out: methods to drop from every class.
-        also_import: import lines that the caller's own code needs.
+        leave_out: names of methods to drop from every class.
+        also_import: further import lines, for code that the caller appends.
 
     Raises:
         ValueError: a name cannot be made unique without changing what the code means.
@@ -107,7 +112,7 @@ def cut_out(roots: Iterable[type], *, leave_out: frozenset[str], also_import: tu
 
 
 def _import_block(lines: set[str]) -> str:
-    """Sorted, the standard library first, one line for each module."""
+    """Import lines, sorted, with the standard library first and one line per module."""
     plain = {line for line in lines if line.startswith("import")}
     names: dict[str, set[str]] = {}
     for line in lines - plain:
@@ -121,7 +126,7 @@ def _import_block(lines: set[str]) -> str:
 
 
 def _kept(node: ast.stmt, leave_out: frozenset[str]) -> Iterable[ast.AST]:
-    """Everything in a definition but the methods that are left out."""
+    """The nodes of a definition, except in methods that are left out."""
     pending: list[ast.AST] = [node]
     while pending:
         item = pending.pop()
@@ -132,7 +137,7 @@ def _kept(node: ast.stmt, leave_out: frozenset[str]) -> Iterable[ast.AST]:
 
 
 def _resolve(symbol: Symbol) -> Symbol | None:
-    """Where a name is really defined; a package's __init__ only hands it on."""
+    """The place where a name is defined: the `__init__` of a package may only re-export it."""
     module = _module(symbol.module)
     if symbol.name in module.definitions:
         return symbol
@@ -140,7 +145,7 @@ def _resolve(symbol: Symbol) -> Symbol | None:
 
 
 def _uses(symbol: Symbol, leave_out: frozenset[str]) -> Iterable[Symbol]:
-    """Our own names that a definition mentions."""
+    """The names of our own that a definition mentions."""
     module = _module(symbol.module)
     for item in _kept(module.definitions[symbol.name], leave_out):
         found = None
@@ -171,7 +176,7 @@ def _reach(roots: list[Symbol], leave_out: frozenset[str]) -> list[Symbol]:
 
 
 def _in_order(reached: list[Symbol]) -> list[str]:
-    """The modules, each after those that it imports."""
+    """The modules, each after those it imports."""
     wanted, order, seen = {symbol.module for symbol in reached}, [], set()
 
     def visit(name: str) -> None:
@@ -190,11 +195,11 @@ def _in_order(reached: list[Symbol]) -> list[str]:
 
 
 def _flat_names(reached: list[Symbol], leave_out: frozenset[str]) -> dict[Symbol, str]:
-    """The name of each definition in the flat file: its own, or with its module's where two would clash."""
+    """The name of each definition in the flat file: its own, prefixed with that of its module where two would clash."""
     taken: dict[str, int] = {}
     for symbol in reached:
         taken[symbol.name] = taken.get(symbol.name, 0) + 1
-    # The last word of an import line is the name that it brings; torch has an `SGD` too.
+    # The last word of an import line is the name that it binds; torch has an `SGD` too.
     imported = {line.split()[-1] for symbol in reached for line in _foreign_of(symbol, leave_out)}
     by_attribute = {
         found
@@ -204,7 +209,7 @@ def _flat_names(reached: list[Symbol], leave_out: frozenset[str]) -> dict[Symbol
         if item.value.id in _module(symbol.module).aliases
         if (found := _resolve(Symbol(_module(symbol.module).aliases[item.value.id], item.attr))) is not None
     }
-    # `stats.ratio` may stand beside a local variable `ratio`; a class is never shadowed by one.
+    # `stats.ratio` may occur beside a local variable `ratio`; a class never shares its name with one.
     local = {name for symbol in reached for name in _bound_names(_module(symbol.module).definitions[symbol.name])}
     flat = {}
     for symbol in reached:
@@ -224,7 +229,7 @@ def _bound_names(node: ast.AST) -> set[str]:
 
 
 def _text(module: _Module, node: ast.stmt, leave_out: frozenset[str]) -> str:
-    """A definition's lines with the comment above it, less the methods that are left out."""
+    """The lines of a definition with the comment above it, without the methods that are left out."""
     first = _first_line(node)
     while first > 1 and module.lines[first - 2].startswith("#"):
         first -= 1
@@ -242,7 +247,7 @@ def _first_line(node: ast.AST) -> int:
 
 
 def _renamed(text: str, module: _Module, flat: dict[Symbol, str]) -> str:
-    """The text with flat names in the place of `alias.name` and of names that clash."""
+    """The text with flat names in place of `alias.name` and of names that clash."""
     tree = ast.parse(text)
     bound = _bound_names(tree)
     in_strings = {id(part) for item in ast.walk(tree) if isinstance(item, ast.JoinedStr) for part in ast.walk(item)}
@@ -256,8 +261,8 @@ def _renamed(text: str, module: _Module, flat: dict[Symbol, str]) -> str:
             continue
         if id(item) in in_strings or old in bound:
             raise ValueError(
-                f"got {old!r} in {module.name} as a clashing name and also inside an f-string or as a variable, "
-                "expected it to stand for one thing: rename the variable"
+                f"got {old!r} in {module.name} as a clashing name and also in an f-string or as a variable, "
+                "expected it to mean one thing: rename the variable"
             )
         edits.append((row, start, stop, new))
     for row, start, stop, new in sorted(edits, reverse=True):
@@ -266,7 +271,7 @@ def _renamed(text: str, module: _Module, flat: dict[Symbol, str]) -> str:
 
 
 def _mention(item: ast.AST, module: _Module, lines: list[bytes]) -> tuple[Symbol | None, int, int, int]:
-    """Which of our definitions a node mentions or makes, and where: row, first and last byte."""
+    """The definition of ours that a node mentions or makes, and its place: row, first byte, end byte."""
     if isinstance(item, ast.Name):
         return _resolve(Symbol(module.name, item.id)), item.lineno, item.col_offset, item.end_col_offset or 0
     if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name) and item.value.id in module.aliases:

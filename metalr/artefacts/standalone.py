@@ -1,7 +1,7 @@
-"""One controller as one Python file that needs torch alone, or as a table that replays it.
+"""One controller as one Python file that depends on torch alone.
 
-The file is cut out of this package's own sources: the definitions that the scheduler and its controller reach, and
-nothing else, with the imports between our modules taken away. There is no second implementation that could drift.
+The file is cut out of this package's own sources: it holds the definitions that the scheduler and its controller reach
+and nothing else, without the imports between our modules. So there is no second implementation that could drift.
 """
 
 import base64
@@ -21,10 +21,11 @@ from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
 from metalr.control.rules import RULES
+from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule, to_config
 
-# Without these a controller still decides; with them the file would hold every schedule and optimizer there is.
+# A controller decides without these methods; with them, the file would hold every schedule and optimizer there is.
 _LEFT_OUT = frozenset({"config", "build", "to_torch", "tensors"})
 _LICENCE = """\
 MIT License
@@ -45,7 +46,7 @@ COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER I
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 _USE = '''\
-"""A learning-rate scheduler in one file, made by `metalr export`. It needs torch alone.
+"""A learning-rate scheduler in one file, made by `metalr export`. It depends on torch alone.
 
     from {module} import make_scheduler
 
@@ -54,13 +55,13 @@ _USE = '''\
         optimizer.zero_grad(); loss = loss_fn(model(x), y); loss.backward()
         scheduler.observe(loss); optimizer.step(); scheduler.step()
 
-`CARD` below says what it was trained on and inside which bounds it acts. The code is metalr's own, in the order in
-which it is used: schedules, statistics, observation, action, controller, scheduler.
+`CARD` below states its training and its bounds. The code is metalr's own, in the order in which it is used: schedules,
+statistics, observation, action, controller, scheduler.
 
 {licence}"""
 '''
 _END = '''\
-# What this file holds
+# The contents of this file
 
 
 def _tensor(dtype: torch.dtype, shape: tuple[int, ...], text: str) -> Tensor:
@@ -74,19 +75,19 @@ CARD = {card}
 
 
 def make_controller() -> Controller:
-    """The controller, with its weights."""
+    """The controller with its weights."""
     return {controller}
 
 
 def make_scheduler(
     optimizer: Optimizer, horizon: int | None, *, base: Schedule | None = None, **options: Any
 ) -> LearnedLR:
-    """The scheduler, ready for use.
+    """The scheduler, ready to use.
 
     Args:
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
-        base: a base schedule in place of the controller's own.
+        base: base schedule to replace the controller's own.
         options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure.
     """
     controller = make_controller()
@@ -95,19 +96,19 @@ def make_scheduler(
 
 
 def write_standalone(controller: Controller, card: Mapping[str, Any], path: str | Path) -> Path:
-    """Write a Python file with the controller inside, which sets the same LRs, bit for bit, as `LearnedLR` does.
+    """Write a controller as a Python file whose scheduler sets the same LRs as `LearnedLR`, bit for bit.
 
     Args:
-        controller: of a kind that the library registers.
-        card: facts for people, as `load_card` returns them; JSON-able.
+        controller: of a registered kind.
+        card: facts for people, JSON-able, as `load_card` returns them.
         path: ends in `.py` and names a module; must not exist.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the path does not name a module, or the controller holds code of its own.
-        FileExistsError: the file is there already.
+        ValueError: the path does not name a module, or the controller contains code of its own.
+        FileExistsError: the file already exists.
 
     Example:
         write_standalone(load_controller("c.safetensors"), load_card("c.safetensors"), "my_scheduler.py")
@@ -115,13 +116,22 @@ def write_standalone(controller: Controller, card: Mapping[str, Any], path: str 
     path = _new_file(path, ".py")
     if not path.stem.isidentifier():
         raise ValueError(f"got file name {path.name!r}, expected one that can be imported: use letters, digits and _")
-    path.write_text(standalone_source(controller, card, path.stem), encoding="utf-8")
+    write_whole(path, standalone_source(controller, card, path.stem))
     return path
 
 
 def standalone_source(controller: Controller, card: Mapping[str, Any], module: str = "my_scheduler") -> str:
-    """The text of the file that `write_standalone` writes."""
-    to_config(controller.schedule)  # refuses a schedule that is code, which cannot be written down
+    """The text of the file that `write_standalone` writes.
+
+    Args:
+        controller: of a registered kind.
+        card: facts for people, JSON-able.
+        module: name of the file without its ending, for the example at its top.
+
+    Raises:
+        ValueError: the controller contains code of its own.
+    """
+    to_config(controller.schedule)  # refuses a schedule that is code, which has no description
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in controller.tensors().items()}
     expression = _expression(controller)
     roots: list[type] = [LearnedLR, Controller, type(controller), Schedule, *_schedule_types(controller.schedule)]
@@ -146,7 +156,7 @@ def _new_file(path: str | Path, ending: str) -> Path:
 
 
 def _expression(controller: Controller) -> str:
-    """Python that makes the controller again."""
+    """A Python expression that makes the controller."""
     common = f"{getattr(controller, 'action', None)!r}, {controller.schedule!r}, {controller.decisions!r}"
     if isinstance(controller, PolicyController):
         count = len(controller.network.weights)
@@ -163,7 +173,7 @@ def _expression(controller: Controller) -> str:
     if isinstance(controller, (ScheduleController, RandomController, ReplayController, *RULES.values())):
         return repr(controller)
     raise ValueError(
-        f"got a {type(controller).__name__}, expected a kind of controller that metalr registers: save it as "
+        f"got a {type(controller).__name__}, expected a registered kind of controller: save it as "
         ".safetensors, or add its kind to metalr.artefacts.standalone"
     )
 

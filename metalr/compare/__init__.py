@@ -1,12 +1,16 @@
 """Comparisons: equal budgets, fresh seeds.
 
 comparison           `compare`: plan, train what is missing, keep records
-plan                 settings, trials, and the runs of each phase
-contenders           every baseline by name, with its search space
-external_optimizers  optimizers of other packages as contenders
+settings             settings, and the trials that follow from them
+plan                 who is compared, and the runs of each phase
+contenders           the interface and its final classes: schedule, rule, optimizers, learned controller, ablation
+catalog              the registered contenders by name, with their search spaces
+external_optimizers  optimizers of other packages
 ablations            variants of a learned controller that explain it
-batches              trains the runs of a comparison
-selection            which trial a table reports
+run_record           a run: planned, recorded, its curve
+fingerprints         JSON descriptions of tasks and controllers
+batches              trains planned runs in batches
+selection            the best trial by a criterion
 results              records become rows of tables
 statistics           robust means, bootstrap intervals, profiles
 bayesian             Gaussian-process search for one contender

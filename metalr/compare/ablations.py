@@ -1,4 +1,4 @@
-"""What stands beside a learned controller to show what it learned: the same machinery without the learning.
+"""Ablations: variants of a learned controller that explain it, the same machinery without the learning.
 
 base schedule    its schedule alone: what its multiplier adds
 random policy    random actions in the same bounds: what any movement of the LR does
@@ -42,8 +42,8 @@ def untrained(controller: PolicyController, seed: int = 0) -> PolicyController:
     )
 
 
-def controls_of(controller: Controller, seed: int = 0) -> dict[str, Controller]:
-    """Name -> control, as far as the controller's kind has them. The replay needs episodes: see `mean_replay`."""
+def ablations_of(controller: Controller, seed: int = 0) -> dict[str, Controller]:
+    """Name -> variant, as far as the controller's kind has them. The replay needs episodes: see `mean_replay`."""
     found: dict[str, Controller] = {"base schedule": ScheduleController(controller.schedule, controller.decisions)}
     if hasattr(controller, "action"):
         found["random policy"] = RandomController(

@@ -1,26 +1,26 @@
-"""Train the cells of a comparison: one cell is one run of one contender at one LR from one seed.
+"""Train the runs of a comparison in batches.
 
-Cells of different contenders share one batch. Each has its own LR, schedule and controller; the engine only sees
-a table of LRs. Which cells there are, and what is made of their records, is not known here.
+Runs of different contenders share one batch. Each has its own LR, schedule and controller; the engine only sees a table
+of LRs.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metalr.compare.contenders import Baseline
+from metalr.compare.contenders import Contender
 from metalr.compare.external_optimizers import LoneRun
+from metalr.compare.run_record import PlannedRun, RunCurve, RunRecord
+from metalr.control import loop
 from metalr.control.controller import Controller, decision_steps
-from metalr.control.loop import ControlLoop
+from metalr.control.loop import LoopState
+from metalr.control.lr import lr_in_force
 from metalr.control.reference import ScheduleController
 from metalr.engine.runs import BatchedRuns
-from metalr.optimizers.classic import InnerOptimizer
-from metalr.records import Record
 from metalr.signals.stats import RunStats
 from metalr.tasks.data import SPLITS
 from metalr.tasks.task import Task
@@ -36,218 +36,202 @@ CURVE_EXAMPLES = 1024
 _LARGEST_LOSS = 1e300
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run to be made.
+class _Interval(NamedTuple):
+    """Where the runs of a batch stand at the end of a decision interval; see `RunCurve`."""
 
-    Attributes:
-        task, contender: names.
-        phase: what it is for: "tuning", "report" or "wrong-base".
-        trial: index of the trial in the contender's search; -1 for one without trials.
-        parameters: of the contender, as (name, value) pairs.
-        base_lr_factor: the base LR over the task's default.
-        base_lr: absolute.
-        seed: of weights and data order.
-    """
-
-    task: str
-    contender: str
-    phase: str
-    trial: int
-    parameters: tuple[tuple[str, Any], ...]
-    base_lr_factor: float
-    base_lr: float
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """Names the cell in its records: unique within a comparison."""
-        return "|".join(
-            (self.task, self.phase, self.contender, str(self.trial), f"x{self.base_lr_factor:.6g}", str(self.seed))
-        )
+    step: int
+    lr: list[float]
+    train_loss: list[float]
+    valid_loss: list[float] | None
 
 
 class _Segment:
-    """Neighbouring cells of a batch that share a contender and its parameters, and hence one controller."""
+    """Neighbouring runs of a batch that share a contender and its parameters, and hence one controller."""
 
     def __init__(self, rows: slice, controller: Controller, runs: BatchedRuns) -> None:
         self.rows = rows
         horizon = runs.task.horizon
         progress = torch.arange(horizon, dtype=torch.float64, device=runs.device) / horizon
         self.factor = controller.schedule(progress)  # (horizon,)
-        self.loop: ControlLoop | None = None
-        if not isinstance(controller, ScheduleController):
-            num_runs, num_groups = rows.stop - rows.start, runs.layout.num_groups
-            self.loop = ControlLoop(controller, num_runs, num_groups, dtype=runs.dtype, device=runs.device)
+        self.controller = controller
+        like = torch.ones((rows.stop - rows.start, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
+        self.state: LoopState = loop.init(controller.init(like), like)
+        self.closed = not isinstance(controller, ScheduleController)
 
     def lr(self, base_lr: Tensor, start: int, stop: int) -> Tensor:
-        """`(stop - start, rows, num_groups)` float64, by the same arithmetic as `metalr.engine.episodes`."""
-        open_loop = (base_lr[self.rows] * self.factor[start:stop, None])[..., None]
-        return open_loop if self.loop is None else open_loop * self.loop.multiplier.double()
+        """`(stop - start, rows, num_groups)` float64."""
+        base, factor = base_lr[self.rows, None], self.factor[start:stop, None, None]
+        return lr_in_force(base, factor, self.state.multiplier.double())
+
+    def start(self, prospective_ratio: Tensor) -> None:
+        """The first decision, from the ratio of every run of the batch."""
+        self.state = loop.start(self.controller, self.state, prospective_ratio[self.rows])
+
+    def decide(self, stats: RunStats, progress: float) -> None:
+        """The decision after an interval, from the statistics of every run of the batch."""
+        own = RunStats(*(value[self.rows] for value in stats))
+        self.state = loop.decide(self.controller, self.state, own, progress)
 
 
-def chunks(cells: Sequence[Cell], contenders: Mapping[str, Baseline], task: Task, max_runs: int) -> list[list[Cell]]:
-    """Cut cells into batches: one inner optimizer and one number of decisions in each, at most `max_runs` runs.
+def batches_of(
+    planned: Sequence[PlannedRun], contenders: Mapping[str, Contender], task: Task, max_runs: int
+) -> list[list[PlannedRun]]:
+    """Cut runs into batches of at most `max_runs` that can be trained together.
 
-    The cut depends on the cells alone, so a comparison that is gone on with makes the same batches again.
+    The cut depends on the planned runs alone, so a comparison that is resumed makes the same batches again.
     """
-    groups: dict[tuple[InnerOptimizer, int, str], list[Cell]] = {}
-    for cell in cells:
-        baseline, parameters = contenders[cell.contender], dict(cell.parameters)
-        decisions = baseline.controller(parameters, task.horizon).decisions
-        outside = baseline.name if baseline.kind == "outside" else ""
-        groups.setdefault((baseline.optimizer(parameters, task.optimizer), decisions, outside), []).append(cell)
-    return [g[i : i + max_runs] for g in groups.values() for i in range(0, len(g), max_runs)]
+    groups: dict[Hashable, list[PlannedRun]] = {}
+    for run in planned:
+        key = contenders[run.contender].batch_key(dict(run.parameters), task)
+        groups.setdefault(key, []).append(run)
+    return [group[i : i + max_runs] for group in groups.values() for i in range(0, len(group), max_runs)]
 
 
-def run_cells(
+def train_batch(
     task: Task,
-    contenders: Mapping[str, Baseline],
-    cells: Sequence[Cell],
+    contenders: Mapping[str, Contender],
+    batch: Sequence[PlannedRun],
     *,
     curves: Curves = "none",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> tuple[list[Record], list[Record]]:
-    """Train one batch of cells to the horizon.
+) -> tuple[list[RunRecord], list[RunCurve]]:
+    """Train one batch to the horizon.
 
     Args:
-        task: of all the cells.
-        contenders: name -> contender, those of the cells at least.
-        cells: one batch of `chunks`.
+        task: of all the runs.
+        contenders: name -> contender, those of the runs at least.
+        batch: one of `batches_of`.
         curves: "train" also returns LR and train loss over the run, "full" the valid loss too, which costs an
             evaluation at every decision.
-        dtype, device: of the engine.
+        dtype: of weights, data and losses.
+        device: where to train.
 
     Returns:
-        A record for each cell, and a curve for each cell (or none).
+        A record for each run, and a curve for each run (or none).
     """
-    first = contenders[cells[0].contender]
-    optimizer = first.optimizer(dict(cells[0].parameters), task.optimizer)
-    runs = BatchedRuns(task.with_(optimizer=optimizer), len(cells), dtype=dtype, device=device)
-    runs.init(torch.tensor([cell.seed for cell in cells]))
-    decisions = first.controller(dict(cells[0].parameters), task.horizon).decisions
+    first, parameters = contenders[batch[0].contender], dict(batch[0].parameters)
+    optimizer = first.optimizer(parameters, task.optimizer)
+    runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
+    runs.init(torch.tensor([run.seed for run in batch]))
+    decisions = first.controller(parameters, task.horizon).decisions
     untrained = runs.evaluate("train").loss
-    if first.kind == "outside":
-        curve = _train_alone(runs, cells, decisions, curves)
+    if first.trains_alone:
+        intervals = _train_one_by_one(runs, batch, decisions, curves)
     else:
-        base_lr = torch.tensor([cell.base_lr for cell in cells], dtype=torch.float64, device=runs.device)
-        curve = _train(runs, list(_segments(contenders, cells, runs)), base_lr, decisions, curves)
-    records = _records(cells, contenders, runs, untrained)
-    return records, [_curve(cell.key, curve, row) for row, cell in enumerate(cells)] if curve["step"] else []
+        base_lr = torch.tensor([run.base_lr for run in batch], dtype=torch.float64, device=runs.device)
+        intervals = _train_together(runs, list(_segments(contenders, batch, runs)), base_lr, decisions, curves)
+    records = _records(batch, contenders, runs, untrained)
+    return records, [_curve(run.key, intervals, row) for row, run in enumerate(batch)] if curves != "none" else []
 
 
-def _segments(contenders: Mapping[str, Baseline], cells: Sequence[Cell], runs: BatchedRuns) -> Iterator[_Segment]:
+def _segments(
+    contenders: Mapping[str, Contender], batch: Sequence[PlannedRun], runs: BatchedRuns
+) -> Iterator[_Segment]:
     start = 0
-    for (name, parameters), group in groupby(cells, key=lambda cell: (cell.contender, cell.parameters)):
+    for (name, parameters), group in groupby(batch, key=lambda run: (run.contender, run.parameters)):
         stop = start + len(list(group))
         controller = contenders[name].controller(dict(parameters), runs.task.horizon)
         yield _Segment(slice(start, stop), controller, runs)
         start = stop
 
 
-def _train(
+def _train_together(
     runs: BatchedRuns, segments: Sequence[_Segment], base_lr: Tensor, decisions: int, curves: Curves
-) -> dict[str, list[Any]]:
+) -> list[_Interval]:
     horizon = runs.task.horizon
     starts = decision_steps(horizon, decisions)
-    closed = [segment for segment in segments if segment.loop is not None]
+    closed = [segment for segment in segments if segment.closed]
     if closed:
         ratio = runs.probe(torch.cat([segment.lr(base_lr, 0, 1)[0] for segment in segments])).update_ratio
         for segment in closed:
-            segment.loop.start(ratio[segment.rows])  # type: ignore[union-attr]
-    curve: dict[str, list[Any]] = {"step": [], "lr": [], "train_loss": [], "valid_loss": []}
+            segment.start(ratio)
+    intervals = []
     for start, stop in zip(starts, [*starts[1:], horizon], strict=True):
         lr = torch.cat([segment.lr(base_lr, start, stop) for segment in segments], 1)
         stats = runs.unroll(lr, stop - start)
         if curves != "none":
-            curve["step"].append(stop)
-            curve["lr"].append(lr[0, :, 0].tolist())
-            curve["train_loss"].append(torch.where(stats.num_losses > 0, stats.log_loss.exp(), torch.inf).tolist())
-        if curves == "full":
-            curve["valid_loss"].append(runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist())
+            train_loss = torch.where(stats.num_losses > 0, stats.log_loss.exp(), torch.inf)
+            valid_loss = runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist() if curves == "full" else None
+            intervals.append(_Interval(stop, lr[0, :, 0].tolist(), train_loss.tolist(), valid_loss))
         if stop < horizon:
             for segment in closed:
-                part = RunStats(*(value[segment.rows] for value in stats))
-                segment.loop.decide(part, stop / horizon)  # type: ignore[union-attr]
-    return curve
+                segment.decide(stats, stop / horizon)
+    return intervals
 
 
-def _train_alone(runs: BatchedRuns, cells: Sequence[Cell], decisions: int, curves: Curves) -> dict[str, list[Any]]:
-    """Train under an optimizer of another package, one run after the other, and put the results into `runs`."""
+def _train_one_by_one(
+    runs: BatchedRuns, batch: Sequence[PlannedRun], decisions: int, curves: Curves
+) -> list[_Interval]:
+    """Train under an optimizer of another package, and put the results into `runs`."""
     starts = decision_steps(runs.task.horizon, decisions)
     stops = [*starts[1:], runs.task.horizon]
-    states, train_losses, valid_losses = [], [], []
-    for cell in cells:
+    intervals = [_Interval(stop, [], [], [] if curves == "full" else None) for stop in stops]
+    states = []
+    for run in batch:
         one = BatchedRuns(runs.task, 1, dtype=runs.dtype, device=runs.device)
-        one.init(torch.tensor([cell.seed]))
-        lone = LoneRun(one, cell.contender, cell.base_lr)
-        for start, stop in zip(starts, stops, strict=True):
-            train_losses.append(lone.unroll(stop - start))
-            if curves == "full":
-                valid_losses.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
+        one.init(torch.tensor([run.seed]))
+        lone = LoneRun(one, run.contender, run.base_lr)
+        for start, interval in zip(starts, intervals, strict=True):
+            interval.lr.append(run.base_lr)
+            interval.train_loss.append(lone.unroll(interval.step - start))
+            if interval.valid_loss is not None:
+                interval.valid_loss.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
         states.append(one.state)
     runs.state = concatenate(states)
-    if curves == "none":
-        return {"step": [], "lr": [], "train_loss": [], "valid_loss": []}
-    return {
-        "step": stops,
-        "lr": [[cell.base_lr for cell in cells]] * len(stops),
-        "train_loss": _by_stop(train_losses, len(stops)),
-        "valid_loss": _by_stop(valid_losses, len(stops)),
-    }
-
-
-def _by_stop(values: list[float], num_stops: int) -> list[list[float]]:
-    """From run after run to stop after stop."""
-    return [values[stop::num_stops] for stop in range(num_stops)] if values else []
+    return intervals
 
 
 def _records(
-    cells: Sequence[Cell], contenders: Mapping[str, Baseline], runs: BatchedRuns, untrained: Tensor
-) -> list[Record]:
-    columns = {"untrained_loss": untrained.tolist()}
-    for split in SPLITS:
-        evaluation = runs.evaluate(split)
-        columns[f"{split}_loss"], columns[f"{split}_metric"] = evaluation.loss.tolist(), evaluation.metric.tolist()
-    diverged = runs.state.diverged.tolist()
+    batch: Sequence[PlannedRun], contenders: Mapping[str, Contender], runs: BatchedRuns, untrained: Tensor
+) -> list[RunRecord]:
+    evaluations = {split: runs.evaluate(split) for split in SPLITS}
+    losses = {split: evaluation.loss.tolist() for split, evaluation in evaluations.items()}
+    metrics = {split: evaluation.metric.tolist() for split, evaluation in evaluations.items()}
     records = []
-    for row, cell in enumerate(cells):
-        numbers = {name: _failed_as_infinite(name, values[row], diverged[row]) for name, values in columns.items()}
+    rows = zip(batch, untrained.tolist(), runs.state.diverged.tolist(), strict=True)
+    for row, (run, untrained_loss, diverged) in enumerate(rows):
+        final = {split: _final_loss(losses[split][row], diverged) for split in SPLITS}
         records.append(
-            {
-                "cell": cell.key,
-                "task": cell.task,
-                "phase": cell.phase,
-                "contender": cell.contender,
-                "kind": contenders[cell.contender].kind,
-                "trial": cell.trial,
-                "parameters": dict(cell.parameters),
-                "base_lr_factor": cell.base_lr_factor,
-                "base_lr": cell.base_lr,
-                "seed": cell.seed,
-                "diverged": diverged[row],
-                "no_progress": not diverged[row]
-                and numbers["train_loss"] > NO_PROGRESS_ABOVE * numbers["untrained_loss"],
-                **numbers,
-            }
+            RunRecord(
+                key=run.key,
+                task=run.task,
+                phase=run.phase,
+                contender=run.contender,
+                kind=contenders[run.contender].kind,
+                trial=run.trial,
+                parameters=dict(run.parameters),
+                base_lr_factor=run.base_lr_factor,
+                base_lr=run.base_lr,
+                seed=run.seed,
+                diverged=diverged,
+                no_progress=not diverged and final["train"] > NO_PROGRESS_ABOVE * untrained_loss,
+                untrained_loss=untrained_loss,
+                train_loss=final["train"],
+                train_metric=metrics["train"][row],
+                valid_loss=final["valid"],
+                valid_metric=metrics["valid"][row],
+                test_loss=final["test"],
+                test_metric=metrics["test"][row],
+            )
         )
     return records
 
 
-def _failed_as_infinite(name: str, value: float, diverged: bool) -> float:
-    failed = name.endswith("_loss") and name != "untrained_loss" and (diverged or not value < _LARGEST_LOSS)
-    return math.inf if failed else value
+def _final_loss(loss: float, diverged: bool) -> float:
+    return math.inf if diverged or not loss < _LARGEST_LOSS else loss
 
 
-def _curve(key: str, curve: Mapping[str, list[Any]], row: int) -> Record:
+def _curve(key: str, intervals: Sequence[_Interval], row: int) -> RunCurve:
     """Six digits: a curve is for the eye and for crossing a target, and 40 points of 17 digits are a large file."""
-    columns = {
-        name: [float(f"{values[row]:.6g}") for values in curve[name]] for name in ("lr", "train_loss", "valid_loss")
-    }
-    return {"cell": key, "step": curve["step"], **columns}
 
+    def rounded(values: list[float]) -> float:
+        return float(f"{values[row]:.6g}")
 
-def at_seeds(cell: Cell, seeds: Sequence[int]) -> list[Cell]:
-    """The same cell from several seeds."""
-    return [replace(cell, seed=seed) for seed in seeds]
+    return RunCurve(
+        key,
+        step=[interval.step for interval in intervals],
+        lr=[rounded(interval.lr) for interval in intervals],
+        train_loss=[rounded(interval.train_loss) for interval in intervals],
+        valid_loss=[rounded(interval.valid_loss) for interval in intervals if interval.valid_loss is not None],
+    )

@@ -1,4 +1,4 @@
-"""Bayesian search of the LR and of schedule parameters, as an alternative to the grid of a comparison.
+"""Bayesian search of a contender's LR and parameters, as an alternative to the grid of a comparison.
 
 Optuna's Gaussian-process sampler proposes one trial after the other; each is trained on the tuning seeds in one
 batch. Needs optuna, which is imported when a search is run and not before.
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from metalr.compare.batches import Cell, at_seeds, run_cells
-from metalr.compare.contenders import Baseline
-from metalr.compare.selection import SELECTION, Criterion
+from metalr.compare.batches import train_batch
+from metalr.compare.contenders import Contender
+from metalr.compare.run_record import PlannedRun
+from metalr.compare.selection import Criterion
 from metalr.tasks.task import Task
 
 # A failed trial counts as this many e-folds above the untrained loss: a sampler cannot model infinity.
@@ -51,12 +52,12 @@ def _optuna() -> Any:
 
 def search(
     task: Task,
-    baseline: Baseline,
+    contender: Contender,
     *,
     num_trials: int = 20,
     lr_range: tuple[float, float] = (1.0 / 32.0, 32.0),
     tuning_seeds: int = 3,
-    criterion: Criterion = "train",
+    criterion: Criterion = Criterion.TRAIN,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
@@ -69,11 +70,11 @@ def search(
 
     Args:
         task: what is trained.
-        baseline: the contender.
+        contender: what is searched.
         num_trials: how many candidates.
-        lr_range: factors of the task's base LR, or of the contender's own.
+        lr_range: factors of the contender's base LR on the task.
         tuning_seeds: seeds 0, 1, … behind each score: those of a comparison with seed 0.
-        criterion: "train" or "valid", the loss that is minimised.
+        criterion: whose selection loss is minimised.
         seed: of the sampler.
         device: where to train.
         progress: called after every trial with trials done, trials in all and the contender's name.
@@ -90,43 +91,35 @@ def search(
         )
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed))
+    sampler = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed))
     trials: list[Trial] = []
     for index in range(num_trials):
-        proposed = study.ask()
-        factor = proposed.suggest_float("lr", low, high, log=True)
-        parameters = {name: _suggest(proposed, name, values) for name, values in baseline.space.items()}
-        base_lr = factor * (task.base_lr if baseline.base_lr is None else baseline.base_lr)
-        score, worst = _score(task, baseline, parameters, factor, base_lr, range(tuning_seeds), criterion, device)
-        study.tell(proposed, min(math.log(max(score, 1e-300)), math.log(worst) + _FAILED_ABOVE))
-        trials.append(Trial(parameters, base_lr, score))
+        proposed = sampler.ask()
+        run = _proposed_run(proposed, index, task, contender, lr_range)
+        records, _ = train_batch(task, {contender.name: contender}, run.at_seeds(range(tuning_seeds)), device=device)
+        score = sum(record.loss(criterion.selected_on) for record in records) / len(records)
+        untrained = sum(record.untrained_loss for record in records) / len(records)
+        sampler.tell(proposed, min(math.log(max(score, 1e-300)), math.log(untrained) + _FAILED_ABOVE))
+        trials.append(Trial(dict(run.parameters), run.base_lr, score))
         if progress is not None:
-            progress(index + 1, num_trials, baseline.name)
+            progress(index + 1, num_trials, contender.name)
     return SearchResult(trials)
 
 
-def _suggest(trial: Any, name: str, values: tuple) -> Any:
+def _proposed_run(
+    proposed: Any, trial: int, task: Task, contender: Contender, lr_range: tuple[float, float]
+) -> PlannedRun:
+    factor = proposed.suggest_float("lr", *lr_range, log=True)
+    parameters = {name: _suggest(proposed, name, tunable.values) for name, tunable in contender.space.items()}
+    base_lr = factor * contender.base_lr(task)
+    pairs = tuple(sorted(parameters.items()))
+    return PlannedRun(task.name, contender.name, "tuning", trial, pairs, factor, base_lr, seed=0)
+
+
+def _suggest(proposed: Any, name: str, values: tuple) -> Any:
     if any(isinstance(value, (bool, str)) for value in values):
-        return trial.suggest_categorical(name, list(values))
+        return proposed.suggest_categorical(name, list(values))
     low, high = min(values), max(values)
     if all(isinstance(value, int) for value in values):
-        return trial.suggest_int(name, low, high)
-    return trial.suggest_float(name, low, high, log=low > 0.0 and high >= 10.0 * low)
-
-
-def _score(
-    task: Task,
-    baseline: Baseline,
-    parameters: dict[str, Any],
-    factor: float,
-    base_lr: float,
-    seeds: range,
-    criterion: str,
-    device: torch.device | str,
-) -> tuple[float, float]:
-    """Mean loss over the seeds, and the mean untrained loss."""
-    pairs = tuple(sorted(parameters.items()))
-    cell = Cell(task.name, baseline.name, "tuning", 0, pairs, factor, base_lr, seed=0)
-    records, _ = run_cells(task, {baseline.name: baseline}, at_seeds(cell, list(seeds)), device=device)
-    score = sum(record[SELECTION[criterion]] for record in records) / len(records)
-    return score, sum(record["untrained_loss"] for record in records) / len(records)
+        return proposed.suggest_int(name, low, high)
+    return proposed.suggest_float(name, low, high, log=low > 0.0 and high >= 10.0 * low)

@@ -1,8 +1,7 @@
 """The comparison: every contender with the same number of trials, reported on fresh seeds, in two separate tables.
 
-Which loop: the inner one only; nothing is trained here but networks. `compare` plans cells, trains what is missing
-and leaves a folder of records; `metalr.compare.results` turns records into tables and `metalr.reports.report` into
-text and HTML.
+`compare` plans runs, trains what is missing and leaves a folder of records. Nothing but networks is trained here.
+`metalr.compare.results` turns records into tables and `metalr.reports.report` into text and HTML.
 
     comparison = compare(make_task("mnist1d-mlp"), "runs/compare", controllers={"ppo": controller})
     print(report.text(comparison))
@@ -15,36 +14,40 @@ from typing import Any
 
 import torch
 
-from metalr.compare.batches import Cell, Curves, chunks, run_cells
-from metalr.compare.contenders import Baseline
-from metalr.compare.plan import Plan, Settings, trials_of
+from metalr.compare.batches import Curves, batches_of, train_batch
+from metalr.compare.contenders import Contender
+from metalr.compare.plan import Plan
+from metalr.compare.run_record import Phase, PlannedRun, RunCurve, RunRecord
+from metalr.compare.settings import Settings
 from metalr.control.controller import Controller
-from metalr.records import RECORDS, Record, RunFolder, read_config, read_curves, read_lines
+from metalr.records import RECORDS, RunFolder, read_config, read_curves, read_lines
 from metalr.tasks.task import Task
 
-__all__ = ["Comparison", "Progress", "Settings", "compare", "load", "progress_bar", "trials_of"]
-
-# Called with runs done, runs in all and what is being done.
+# Called with runs done, runs in all and the name of the phase.
 Progress = Callable[[int, int, str], None]
+
+_CURVES: dict[Phase, Curves] = {"tuning": "none", "report": "full", "wrong-base": "train"}
+# Older folders call two of the settings otherwise.
+_OLD_NAMES = {"baselines": "contenders", "controls": "ablations"}
 
 
 @dataclass
 class Comparison:
-    """What came out.
+    """A comparison, finished or as far as it got.
 
     Attributes:
         settings: that it was made with.
         tasks: names, in order.
         records: one for each run.
-        curves: record key -> steps, LRs and losses over the run, for all runs but those of the tuning.
-        config: what is in config.json: settings, contenders and versions.
+        curves: key of a run -> its curve, for all runs but those of the tuning.
+        config: the content of config.json: settings, contenders and versions.
         folder: where it is.
     """
 
     settings: Settings
     tasks: list[str]
-    records: list[Record]
-    curves: dict[str, Record]
+    records: list[RunRecord]
+    curves: dict[str, RunCurve]
     config: dict[str, Any]
     folder: Path
 
@@ -55,20 +58,20 @@ def compare(
     settings: Settings | None = None,
     *,
     controllers: Mapping[str, Controller] | None = None,
-    controls: Mapping[str, Controller] | None = None,
-    contenders: Iterable[Baseline] = (),
+    ablations: Mapping[str, Controller] | None = None,
+    more_contenders: Iterable[Contender] = (),
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare baselines and controllers; go on with what the folder already holds.
+    """Compare contenders; only what the folder does not hold yet is trained.
 
     Args:
         tasks: one or several, of different names.
-        folder: for config.json, records.jsonl and curves.jsonl. A folder with the same settings is gone on with.
+        folder: for config.json, records.jsonl and curves.jsonl; new, or of the same comparison.
         settings: the defaults if None.
         controllers: name -> learned controller; reported at the task's base LR without any trial.
-        controls: more controls to show beside them, for example {"ppo: state-blind": …}.
-        contenders: more baselines than the registered ones, for example from `of_schedule`.
+        ablations: more of them to show beside the controllers, for example {"ppo: state-blind": …}.
+        more_contenders: beside the registered ones, for example from `of_schedule`.
         device: where to train.
         progress: called after every batch; see `progress_bar`.
 
@@ -81,71 +84,72 @@ def compare(
     """
     chosen = settings or Settings()
     task_list = [tasks] if isinstance(tasks, Task) else list(tasks)
-    plan = Plan(task_list, chosen, controllers or {}, controls or {}, list(contenders))
+    plan = Plan(task_list, chosen, controllers or {}, ablations or {}, more_contenders)
     run_folder = RunFolder(folder, "comparison", plan.describe())
     for task in task_list:
         runner = _Runner(task, plan, run_folder, device, progress)
-        runner.run("tuning", plan.tuning_cells(task))
+        runner.run("tuning", plan.tuning_runs(task))
         plan.add_replays(task, device)
-        runner.run("report", plan.report_cells(task, run_folder.records))
-        runner.run("wrong-base", plan.wrong_base_cells(task))
-    return Comparison(
-        chosen,
-        [task.name for task in task_list],
-        run_folder.records,
-        read_curves(run_folder.path),
-        run_folder.config,
-        run_folder.path,
-    )
+        runner.run("report", plan.report_runs(task, _records(run_folder.records)))
+        runner.run("wrong-base", plan.wrong_base_runs(task))
+    return _comparison(chosen, run_folder.path, run_folder.records, run_folder.config)
 
 
 def load(folder: str | Path) -> Comparison:
-    """The comparison in a folder, finished or not, as far as it got.
+    """The comparison in a folder, finished or as far as it got.
 
     Raises:
         ValueError: the folder holds no comparison.
     """
     path = Path(folder)
     config = read_config(path, "comparison")
-    names = {item.name for item in fields(Settings)}
-    stored: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config["settings"].items()
-        if key in names
-    }
-    settings = Settings(**stored)
-    return Comparison(
-        settings, list(config["settings"]["tasks"]), read_lines(path / RECORDS), read_curves(path), config, path
-    )
+    known = {field.name for field in fields(Settings)}
+    stored: dict[str, Any] = {}
+    for name, value in config["settings"].items():
+        if (name := _OLD_NAMES.get(name, name)) in known and not isinstance(value, dict):
+            stored[name] = tuple(value) if isinstance(value, list) else value
+    return _comparison(Settings(**stored), path, read_lines(path / RECORDS), config)
+
+
+def _comparison(
+    settings: Settings, path: Path, records: Iterable[Mapping[str, Any]], config: dict[str, Any]
+) -> Comparison:
+    curves = {key: RunCurve.from_json(curve) for key, curve in read_curves(path).items()}
+    return Comparison(settings, list(config["settings"]["tasks"]), _records(records), curves, config, path)
+
+
+def _records(lines: Iterable[Mapping[str, Any]]) -> list[RunRecord]:
+    return [RunRecord.from_json(line) for line in lines]
 
 
 @dataclass
 class _Runner:
+    """Trains the planned runs of a task that its folder does not hold yet."""
+
     task: Task
     plan: Plan
     folder: RunFolder
     device: torch.device | str
     progress: Progress | None
 
-    def run(self, phase: str, cells: list[Cell]) -> None:
-        """Train the cells of a phase that are not in the folder yet; each batch is written when it is finished."""
-        settings, done = self.plan.settings, 0
-        wanted: dict[str, Curves] = {"report": "full", "wrong-base": "train"}
-        for chunk in chunks(cells, self.plan.contenders, self.task, settings.max_runs):
-            if any(cell.key not in self.folder.done for cell in chunk):
+    def run(self, phase: Phase, planned: Sequence[PlannedRun]) -> None:
+        """Train a phase, batch after batch; a batch is written as soon as it is finished."""
+        settings, contenders, done = self.plan.settings, self.plan.contenders(self.task), 0
+        for batch in batches_of(planned, contenders, self.task, settings.max_runs):
+            if any(run.key not in self.folder.done for run in batch):
                 # A batch that was written in part is made again as a whole: the same batch gives the same bits.
-                records, curves = run_cells(
+                records, curves = train_batch(
                     self.task,
-                    self.plan.contenders,
-                    chunk,
-                    curves=wanted.get(phase, "none"),
+                    contenders,
+                    batch,
+                    curves=_CURVES[phase],
                     dtype=getattr(torch, settings.dtype),
                     device=self.device,
                 )
-                self.folder.append(records, curves)
-            done += len(chunk)
+                self.folder.append([r.to_json() for r in records], [c.to_json() for c in curves])
+            done += len(batch)
             if self.progress is not None:
-                self.progress(done, len(cells), f"{self.task.name}: {phase}")
+                self.progress(done, len(planned), f"{self.task.name}: {phase}")
 
 
 def progress_bar() -> Progress:

@@ -1,7 +1,7 @@
-"""Optimizers of other packages as contenders that promise to need no schedule, or no LR at all.
+"""Optimizers of other packages that promise to need no schedule, or no LR at all.
 
 Schedule-Free (Defazio et al. 2024, arXiv 2405.15682) and Prodigy (Mishchenko and Defazio 2024, arXiv 2306.06101). They
-are torch optimizers and no pure functions, so their runs are made one at a time, from the weights and with the
+are torch optimizers rather than pure functions, so their runs are made one at a time, from the weights and with the
 minibatches that the same seed has in the engine. Needs their packages when a run is made and not before.
 """
 
@@ -19,12 +19,12 @@ from metalr.engine.step import divergence_limit
 from metalr.registry import look_up
 
 
-class Outside(NamedTuple):
-    """Where an optimizer comes from.
+class ExternalOptimizer(NamedTuple):
+    """An optimizer of another package.
 
     Attributes:
         package, kind: to import it from, and its class.
-        options: that differ from the package's own.
+        options: that differ from the package's defaults.
         base_lr: the centre of its LR grid.
         about: one sentence.
     """
@@ -36,10 +36,14 @@ class Outside(NamedTuple):
     about: str
 
 
-OUTSIDE: dict[str, Outside] = {
-    "schedule-free-sgd": Outside("schedulefree", "SGDScheduleFree", {"momentum": 0.9}, 1.0, "SGD, averaged iterates"),
-    "schedule-free-adamw": Outside("schedulefree", "AdamWScheduleFree", {}, 2.5e-3, "AdamW, averaged iterates"),
-    "prodigy": Outside("prodigyopt", "Prodigy", {}, 1.0, "Adam that estimates its own LR"),
+EXTERNAL_OPTIMIZERS: dict[str, ExternalOptimizer] = {
+    "schedule-free-sgd": ExternalOptimizer(
+        "schedulefree", "SGDScheduleFree", {"momentum": 0.9}, 1.0, "SGD, averaged iterates"
+    ),
+    "schedule-free-adamw": ExternalOptimizer(
+        "schedulefree", "AdamWScheduleFree", {}, 2.5e-3, "AdamW, averaged iterates"
+    ),
+    "prodigy": ExternalOptimizer("prodigyopt", "Prodigy", {}, 1.0, "Adam that estimates its own LR"),
 }
 
 
@@ -49,20 +53,20 @@ def make_optimizer(name: str, params: Sequence[Tensor], lr: float) -> Optimizer:
     Raises:
         ImportError: its package is missing.
     """
-    outside = look_up(OUTSIDE, name, "outside optimizer")
+    entry = look_up(EXTERNAL_OPTIMIZERS, name, "external optimizer")
     try:
-        package = importlib.import_module(outside.package)
+        package = importlib.import_module(entry.package)
     except ImportError as error:
-        raise ImportError(f"{name} needs the package {outside.package!r}: pip install 'metalr[optimizers]'") from error
-    return getattr(package, outside.kind)(params, lr=lr, **outside.options)
+        raise ImportError(f"{name} needs the package {entry.package!r}: pip install 'metalr[optimizers]'") from error
+    return getattr(package, entry.kind)(params, lr=lr, **entry.options)
 
 
 class LoneRun:
-    """One run under an outside optimizer.
+    """One run under an external optimizer.
 
     Args:
         runs: an engine of one run, started; it gives weights, minibatches, losses and evaluations.
-        name: in `OUTSIDE`.
+        name: in `EXTERNAL_OPTIMIZERS`.
         lr: constant.
     """
 
@@ -74,7 +78,7 @@ class LoneRun:
         self.diverged = False
 
     def unroll(self, num_steps: int) -> float:
-        """Make some inner steps; the engine then holds the weights they led to.
+        """Make some inner steps and leave the weights in the engine.
 
         Returns:
             Mean loss of the steps' minibatches; infinite once the run has diverged.

@@ -1,19 +1,18 @@
-"""Records become tables: selection, the two result tables, the wrong base LR, time to target. Pure numbers.
+"""Records become rows of tables: the two result tables, the wrong base LR, time to target.
 
-The two tables never mix. In the table "train" a trial is chosen on the train loss and reported on the train loss;
-in the table "valid" it is chosen on the valid loss and reported on the test split. Every table reads records of its
-own kind only, and only fresh seeds are reported.
+The two result tables never mix: each reads the losses of its own `Criterion` alone. Only fresh seeds are reported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from metalr.compare import statistics
+from metalr.compare.contenders import Kind
+from metalr.compare.run_record import RunCurve, RunRecord
 from metalr.compare.selection import (
-    REPORTED,
-    SELECTION,
     Criterion,
     chosen_runs,
     contenders_of,
@@ -21,123 +20,153 @@ from metalr.compare.selection import (
     select,
     target_setter,
     trial_scores,
-    tuned_best,
+    tuned_best_runs,
+    tuning_runs,
     untuned_runs,
 )
-from metalr.records import Record
-
-Row = dict[str, Any]
+from metalr.compare.statistics import Interval
 
 
-def summary(losses: Sequence[float]) -> dict[str, float]:
-    """Median, interquartile mean with its 95 % bootstrap interval, and mean of the worst tenth."""
-    iqm = statistics.bootstrap(losses)
-    return {
-        "median": float(statistics.median(losses)),
-        "iqm": iqm.value,
-        "iqm_low": iqm.low,
-        "iqm_high": iqm.high,
-        "worst_decile": float(statistics.worst_decile(losses)),
-    }
+@dataclass(frozen=True)
+class ResultRow:
+    """A contender in one of the two result tables.
 
-
-def time_table(
-    records: Sequence[Record], curves: Mapping[str, Record], task: str, criterion: Criterion = "valid"
-) -> list[Row]:
-    """Inner steps until a loss is reached, a row for each contender, the fastest first.
-
-    The target is the median over fresh seeds of the final loss of the best of four optimizers (kind "target"), or of
-    the tuned best schedule where they were not trained. A curve has a point at each decision.
-
-    Returns:
-        Rows with contender, target, target_by, median (steps, infinite if most runs never get there) and reached (the
-        share of runs that do).
+    Attributes:
+        contender, kind: who.
+        trials: that it had; 0 for none.
+        base_lr, parameters: of its best trial.
+        median, iqm, worst_decile: of the losses: the median, the interquartile mean with its interval, and the mean of
+            the worst tenth.
+        over_best: paired median ratio to the tuned best.
+        improvement: probability that a run of it is better than one of the tuned best.
+        num_runs, diverged, no_progress: how many runs, and how many of them failed in which way.
+        edges: see `selection.edges`.
+        test_metric: interquartile mean; NaN where there is none, None in the table that is chosen on train loss.
     """
-    by = target_setter(records, task, criterion)
-    watched = SELECTION[criterion]
-    target = float(statistics.median([run[watched] for run in chosen_runs(records, task, by, criterion)]))
+
+    contender: str
+    kind: Kind
+    trials: int
+    base_lr: float
+    parameters: dict[str, Any]
+    median: float
+    iqm: Interval
+    worst_decile: float
+    over_best: Interval
+    improvement: Interval
+    num_runs: int
+    diverged: int
+    no_progress: int
+    edges: list[str]
+    test_metric: float | None
+
+
+@dataclass(frozen=True)
+class WrongBaseRow:
+    """A contender from one wrong base LR, or a tuned reference.
+
+    Attributes:
+        contender: who.
+        factor: of the base LR; None for a reference.
+        loss: the statistic of the final losses.
+        regret: paired median against the tuned best.
+        over_cosine: paired median ratio to tuned cosine; None where cosine was not tuned.
+        num_runs, diverged, no_progress: how many runs, and how many of them failed in which way.
+    """
+
+    contender: str
+    factor: float | None
+    loss: Interval
+    regret: Interval
+    over_cosine: Interval | None
+    num_runs: int
+    diverged: int
+    no_progress: int
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """A contender's inner steps to the target.
+
+    Attributes:
+        contender: who.
+        target: the loss to reach.
+        target_by: the contender that set it.
+        median: of the steps; infinite if most runs never get there.
+        reached: share of the runs that do.
+    """
+
+    contender: str
+    target: float
+    target_by: str
+    median: float
+    reached: float
+
+
+def result_table(records: Sequence[RunRecord], task: str, criterion: Criterion) -> list[ResultRow]:
+    """One of the two tables: a row for each contender, the lowest interquartile mean first.
+
+    A contender that was reported with and without trials has a row for each.
+    """
+    best = _loss_by_seed(tuned_best_runs(records, task, criterion), criterion)
     rows = []
     for name in contenders_of(records, task):
-        runs = [curves[run["cell"]] for run in chosen_runs(records, task, name, criterion) if run["cell"] in curves]
-        if runs:
-            times = statistics.time_to_target(runs[0]["step"], [run[watched] for run in runs], target)
-            reached, median = float(np.isfinite(times).mean()), float(statistics.median(times))
-            rows.append({"contender": name, "target": target, "target_by": by, "median": median, "reached": reached})
-    return sorted(rows, key=lambda row: (row["median"], -row["reached"]))
-
-
-def result_table(records: Sequence[Record], task: str, criterion: Criterion) -> list[Row]:
-    """One of the two tables: a row for each contender, the best interquartile mean first.
-
-    A contender that was reported with and without trials has a row for each. Losses are those of `REPORTED`; the
-    test metric is in the table "valid" only.
-    """
-    reported = REPORTED[criterion]
-    best = {r["seed"]: r[reported] for r in chosen_runs(records, task, tuned_best(records, task, criterion), criterion)}
-    rows = []
-    for name in contenders_of(records, task):
-        tuned = bool(select(records, task=task, contender=name, phase="tuning"))
-        variants = [(True, chosen_runs(records, task, name, criterion))] if tuned else []
+        scores = trial_scores(records, task, name, criterion)
+        # A comparison that was stopped may have tuned a contender and not reported it yet.
+        if scores and (runs := chosen_runs(records, task, name, criterion)):
+            rows.append(_result_row(runs, best, criterion, len(scores), edges(records, task, name, criterion)))
         if untuned := untuned_runs(records, task, name):
-            variants.append((False, untuned))
-        for with_trials, runs in variants:
-            if not runs:
-                continue  # a comparison that was stopped has tuned it and not reported it yet
-            rows.append(_result_row(records, task, criterion, name, with_trials, runs, best))
-    return sorted(rows, key=lambda row: row["iqm"])
-
-
-def ratios_to_best(records: Sequence[Record], task: str, contender: str, criterion: Criterion) -> list[float]:
-    """Loss over the tuned best's from the same seed, for every reported run of a contender."""
-    reported = REPORTED[criterion]
-    best = {r["seed"]: r[reported] for r in chosen_runs(records, task, tuned_best(records, task, criterion), criterion)}
-    runs = chosen_runs(records, task, contender, criterion)
-    if not runs:
-        return []
-    logs = statistics.log_ratio([run[reported] for run in runs], [best[run["seed"]] for run in runs])
-    return np.exp(logs).tolist()
+            rows.append(_result_row(untuned, best, criterion, trials=0, on_edges=[]))
+    return sorted(rows, key=lambda row: row.iqm.value)
 
 
 def _result_row(
-    records: Sequence[Record],
-    task: str,
-    criterion: Criterion,
-    name: str,
-    with_trials: bool,
-    runs: list[Record],
-    best: dict[int, float],
-) -> Row:
-    losses = [run[REPORTED[criterion]] for run in runs]
-    reference = [best[run["seed"]] for run in runs]
-    scores = trial_scores(records, task, name, criterion) if with_trials else {}
-    row: Row = {
-        "contender": name,
-        "kind": runs[0]["kind"],
-        "trials": len(scores),
-        "base_lr": runs[0]["base_lr"],
-        "parameters": runs[0]["parameters"],
-        **summary(losses),
-        "over_best": statistics.paired_ratio(losses, reference),
-        "improvement": statistics.probability_of_improvement(losses, reference),
-        "num_runs": len(runs),
-        "diverged": sum(run["diverged"] for run in runs),
-        "no_progress": sum(run["no_progress"] for run in runs),
-        "edges": edges(records, task, name, criterion) if with_trials else [],
-    }
-    if criterion == "valid":
-        metrics = np.array([run["test_metric"] for run in runs])
-        row["test_metric"] = float(statistics.interquartile_mean(metrics)) if np.isfinite(metrics).all() else np.nan
-    return row
+    runs: Sequence[RunRecord], best: Mapping[int, float], criterion: Criterion, trials: int, on_edges: list[str]
+) -> ResultRow:
+    losses = [run.loss(criterion.reported_on) for run in runs]
+    reference = [best[run.seed] for run in runs]
+    return ResultRow(
+        contender=runs[0].contender,
+        kind=runs[0].kind,
+        trials=trials,
+        base_lr=runs[0].base_lr,
+        parameters=runs[0].parameters,
+        median=float(statistics.median(losses)),
+        iqm=statistics.bootstrap(losses),
+        worst_decile=float(statistics.worst_decile(losses)),
+        over_best=statistics.paired_ratio(losses, reference),
+        improvement=statistics.probability_of_improvement(losses, reference),
+        num_runs=len(runs),
+        diverged=sum(run.diverged for run in runs),
+        no_progress=sum(run.no_progress for run in runs),
+        edges=on_edges,
+        test_metric=_test_metric(runs) if criterion is Criterion.VALID else None,
+    )
+
+
+def _test_metric(runs: Sequence[RunRecord]) -> float:
+    metrics = np.array([run.test_metric for run in runs])
+    return float(statistics.interquartile_mean(metrics)) if np.isfinite(metrics).all() else np.nan
+
+
+def ratios_to_best(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> list[float]:
+    """Loss over the tuned best's from the same seed, for every reported run of a contender."""
+    best = _loss_by_seed(tuned_best_runs(records, task, criterion), criterion)
+    runs = chosen_runs(records, task, contender, criterion)
+    if not runs:
+        return []
+    losses = [run.loss(criterion.reported_on) for run in runs]
+    return np.exp(statistics.log_ratio(losses, [best[run.seed] for run in runs])).tolist()
 
 
 def wrong_base_table(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     task: str,
     contenders: Sequence[str] | None = None,
     statistic: Callable[[Any], Any] = statistics.interquartile_mean,
-    criterion: Criterion = "train",
-) -> list[Row]:
-    """What every contender reaches when the base LR is wrong, a row for each contender and factor.
+    criterion: Criterion = Criterion.TRAIN,
+) -> list[WrongBaseRow]:
+    """Final losses from a wrong base LR, a row for each contender and factor.
 
     The references "tuned cosine" (if cosine was tuned) and "tuned best" come first, at factor None: they have had
     their trials, whatever the base LR.
@@ -145,50 +174,64 @@ def wrong_base_table(
     Args:
         records: of a comparison.
         task: its name.
-        contenders: which ones; all by default.
+        contenders: names, in the order of the rows; None for all.
         statistic: of the final losses over the seeds.
-        criterion: "train" for train losses, "valid" for test losses against references chosen on valid.
-
-    Returns:
-        Rows with contender, factor, `loss` (the statistic as an `statistics.Interval`), `regret` and `over_cosine`
-        (paired medians over the seeds as intervals; the latter a ratio), num_runs, diverged, no_progress.
+        criterion: which losses are reported, and what the references were chosen on.
     """
-    best = tuned_best(records, task, criterion)
-    references = {"tuned best": chosen_runs(records, task, best, criterion)}
-    if select(records, task=task, contender="cosine", phase="tuning"):
+    references = {"tuned best": tuned_best_runs(records, task, criterion)}
+    if tuning_runs(records, task, "cosine"):
         references = {"tuned cosine": chosen_runs(records, task, "cosine", criterion), **references}
-    groups: list[tuple[str, float | None, list[Record]]] = [(name, None, runs) for name, runs in references.items()]
-    for name in contenders or contenders_of(records, task, "wrong-base"):
-        cells = select(records, task=task, contender=name, phase="wrong-base")
-        for factor in sorted({cell["base_lr_factor"] for cell in cells}):
-            groups.append((name, factor, [cell for cell in cells if cell["base_lr_factor"] == factor]))
-    return [_wrong_base_row(name, factor, runs, references, statistic, criterion) for name, factor, runs in groups]
+    groups: list[tuple[str, float | None, list[RunRecord]]] = [(name, None, runs) for name, runs in references.items()]
+    for name in contenders_of(records, task, "wrong-base") if contenders is None else contenders:
+        found = select(records, task=task, contender=name, phase="wrong-base")
+        for factor in sorted({run.base_lr_factor for run in found}):
+            groups.append((name, factor, [run for run in found if run.base_lr_factor == factor]))
+    losses = {name: _loss_by_seed(runs, criterion) for name, runs in references.items()}
+    return [_wrong_base_row(name, factor, runs, losses, statistic, criterion) for name, factor, runs in groups]
 
 
 def _wrong_base_row(
     name: str,
     factor: float | None,
-    runs: list[Record],
-    references: dict[str, list[Record]],
+    runs: Sequence[RunRecord],
+    references: Mapping[str, Mapping[int, float]],
     statistic: Callable[[Any], Any],
     criterion: Criterion,
-) -> Row:
-    reported = REPORTED[criterion]
-    losses = [run[reported] for run in runs]
-    paired = {
-        reference: [{run["seed"]: run[reported] for run in found}[run["seed"]] for run in runs]
-        for reference, found in references.items()
-    }
-    regrets = statistics.regret(losses, paired["tuned best"])
-    row: Row = {
-        "contender": name,
-        "factor": factor,
-        "loss": statistics.bootstrap(losses, statistic),
-        "regret": statistics.bootstrap(regrets, statistics.median),
-        "num_runs": len(runs),
-        "diverged": sum(run["diverged"] for run in runs),
-        "no_progress": sum(run["no_progress"] for run in runs),
-    }
-    if "tuned cosine" in paired:
-        row["over_cosine"] = statistics.paired_ratio(losses, paired["tuned cosine"])
-    return row
+) -> WrongBaseRow:
+    losses = [run.loss(criterion.reported_on) for run in runs]
+    paired = {reference: [by_seed[run.seed] for run in runs] for reference, by_seed in references.items()}
+    cosine = paired.get("tuned cosine")
+    return WrongBaseRow(
+        contender=name,
+        factor=factor,
+        loss=statistics.bootstrap(losses, statistic),
+        regret=statistics.bootstrap(statistics.regret(losses, paired["tuned best"]), statistics.median),
+        over_cosine=None if cosine is None else statistics.paired_ratio(losses, cosine),
+        num_runs=len(runs),
+        diverged=sum(run.diverged for run in runs),
+        no_progress=sum(run.no_progress for run in runs),
+    )
+
+
+def time_table(
+    records: Sequence[RunRecord], curves: Mapping[str, RunCurve], task: str, criterion: Criterion = Criterion.VALID
+) -> list[TimeRow]:
+    """Inner steps until a loss is reached, a row for each contender, the fastest first.
+
+    The target is the median over fresh seeds of the final loss of the best of four optimizers, or of the tuned best
+    schedule where they were not trained. A curve has a point at each decision.
+    """
+    by, watched = target_setter(records, task, criterion), criterion.selected_on
+    target = float(statistics.median([run.loss(watched) for run in chosen_runs(records, task, by, criterion)]))
+    rows = []
+    for name in contenders_of(records, task):
+        found = [curves[run.key] for run in chosen_runs(records, task, name, criterion) if run.key in curves]
+        if found:
+            times = statistics.time_to_target(found[0].step, [curve.loss(watched) for curve in found], target)
+            median, reached = float(statistics.median(times)), float(np.isfinite(times).mean())
+            rows.append(TimeRow(name, target, by, median, reached))
+    return sorted(rows, key=lambda row: (row.median, -row.reached))
+
+
+def _loss_by_seed(runs: Sequence[RunRecord], criterion: Criterion) -> dict[int, float]:
+    return {run.seed: run.loss(criterion.reported_on) for run in runs}

@@ -1,33 +1,63 @@
-"""Which runs a table reports: the best trial by criterion, on fresh seeds."""
+"""The runs that a table reports: those of the best trial by a criterion, on fresh seeds."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from metalr.records import Record
-
-Criterion = Literal["train", "valid"]
-# What a trial is chosen on, and what is then reported.
-SELECTION: dict[str, str] = {"train": "train_loss", "valid": "valid_loss"}
-REPORTED: dict[str, str] = {"train": "train_loss", "valid": "test_loss"}
+from metalr.compare.contenders import Kind
+from metalr.compare.run_record import NO_TRIAL, Phase, RunRecord
+from metalr.tasks.data import Split
 
 
-def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
+class Criterion(StrEnum):
+    """The loss that decides between trials, and with it the loss that is then reported.
+
+    Example:
+        >>> Criterion.VALID.selected_on, Criterion.VALID.reported_on
+        ('valid', 'test')
+    """
+
+    TRAIN = "train"
+    VALID = "valid"
+
+    @property
+    def selected_on(self) -> Split:
+        """The split whose final loss chooses a trial."""
+        return "train" if self is Criterion.TRAIN else "valid"
+
+    @property
+    def reported_on(self) -> Split:
+        """The split whose final loss is then reported: never one that has chosen anything, unless it is trained on."""
+        return "train" if self is Criterion.TRAIN else "test"
+
+    @property
+    def label(self) -> str:
+        """For a title."""
+        return f"chosen on {self.selected_on} loss, reported on {self.reported_on} loss"
+
+
+def select(records: Sequence[RunRecord], **wanted: Any) -> list[RunRecord]:
     """The records whose fields have these values, by ascending seed."""
-    found = [r for r in records if all(r[key] == value for key, value in wanted.items())]
-    return sorted(found, key=lambda record: record["seed"])
+    found = [r for r in records if all(getattr(r, name) == value for name, value in wanted.items())]
+    return sorted(found, key=lambda record: record.seed)
 
 
-def trial_scores(records: Sequence[Record], task: str, contender: str, criterion: str) -> dict[int, float]:
+def tuning_runs(records: Sequence[RunRecord], task: str, contender: str) -> list[RunRecord]:
+    """The runs of all trials of a contender; none if it was not tuned."""
+    return select(records, task=task, contender=contender, phase="tuning")
+
+
+def trial_scores(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> dict[int, float]:
     """Trial -> mean over the tuning seeds of the loss that it is chosen on; a diverged run makes it infinite."""
     by_trial: dict[int, list[float]] = {}
-    for record in select(records, task=task, contender=contender, phase="tuning"):
-        by_trial.setdefault(record["trial"], []).append(record[SELECTION[criterion]])
+    for record in tuning_runs(records, task, contender):
+        by_trial.setdefault(record.trial, []).append(record.loss(criterion.selected_on))
     return {trial: float(np.mean(losses)) for trial, losses in sorted(by_trial.items())}
 
 
-def best_trial(records: Sequence[Record], task: str, contender: str, criterion: str) -> int:
+def best_trial(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> int:
     """The trial with the lowest score; of equal ones the first.
 
     Raises:
@@ -39,59 +69,71 @@ def best_trial(records: Sequence[Record], task: str, contender: str, criterion: 
     return min(scores, key=lambda trial: scores[trial])
 
 
-def chosen_runs(records: Sequence[Record], task: str, contender: str, criterion: str) -> list[Record]:
+def chosen_runs(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> list[RunRecord]:
     """The reported runs of a contender: those of its best trial, or its only ones if it has no trials."""
-    has_trials = bool(select(records, task=task, contender=contender, phase="tuning"))
-    trial = best_trial(records, task, contender, criterion) if has_trials else -1
+    has_trials = bool(tuning_runs(records, task, contender))
+    trial = best_trial(records, task, contender, criterion) if has_trials else NO_TRIAL
     return select(records, task=task, contender=contender, phase="report", trial=trial)
 
 
-def untuned_runs(records: Sequence[Record], task: str, contender: str) -> list[Record]:
+def untuned_runs(records: Sequence[RunRecord], task: str, contender: str) -> list[RunRecord]:
     """Reported runs without any trial, at the task's base LR."""
-    return select(records, task=task, contender=contender, phase="report", trial=-1)
+    return select(records, task=task, contender=contender, phase="report", trial=NO_TRIAL)
 
 
-def tuned_best(records: Sequence[Record], task: str, criterion: str) -> str:
+def tuned_best(records: Sequence[RunRecord], task: str, criterion: Criterion) -> str:
     """The classic schedule whose best trial has the lowest score of all.
 
     It is named by its tuning score; its fresh seeds have no say, so that it does not win by luck there.
+
+    Raises:
+        ValueError: no schedule was tuned.
     """
-    best = _best_of_kind(records, task, criterion, "schedule")
+    best = _best_of_kind(records, task, criterion, Kind.SCHEDULE)
     if best is None:
-        raise ValueError(f"got no tuned schedule on {task!r}, expected at least one: name one in `baselines`")
+        raise ValueError(f"got no tuned schedule on {task!r}, expected at least one: name one in `contenders`")
     return best
 
 
-def edges(records: Sequence[Record], task: str, contender: str, criterion: str) -> list[str]:
-    """Which of the values of the best trial lie on an edge of what was searched, for example ["lr low"]."""
-    tuning = select(records, task=task, contender=contender, phase="tuning")
+def tuned_best_runs(records: Sequence[RunRecord], task: str, criterion: Criterion) -> list[RunRecord]:
+    """The reported runs of the tuned best schedule, the reference of every table."""
+    return chosen_runs(records, task, tuned_best(records, task, criterion), criterion)
+
+
+def target_setter(records: Sequence[RunRecord], task: str, criterion: Criterion) -> str:
+    """The contender that sets the target: the best of the optimizers for it, else the tuned best schedule."""
+    return _best_of_kind(records, task, criterion, Kind.TARGET) or tuned_best(records, task, criterion)
+
+
+def _best_of_kind(records: Sequence[RunRecord], task: str, criterion: Criterion, kind: Kind) -> str | None:
+    tuned = select(records, task=task, phase="tuning", kind=kind)
+    names = sorted({record.contender for record in tuned})
+    scores = {name: min(trial_scores(tuned, task, name, criterion).values()) for name in names}
+    return min(names, key=lambda name: scores[name]) if names else None
+
+
+def edges(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> list[str]:
+    """The values of the best trial that lie on an edge of the search, for example ["lr low"]."""
+    tuning = tuning_runs(records, task, contender)
     if not tuning:
         return []
     trial = best_trial(records, task, contender, criterion)
-    best = next(record for record in tuning if record["trial"] == trial)
-    searched = {"lr": [record["base_lr"] for record in tuning]}
-    searched |= {name: [record["parameters"][name] for record in tuning] for name in best["parameters"]}
+    best = next(record for record in tuning if record.trial == trial)
+    searched = {"lr": (best.base_lr, [record.base_lr for record in tuning])}
+    searched |= {name: (value, [r.parameters[name] for r in tuning]) for name, value in best.parameters.items()}
     found = []
-    for name, values in searched.items():
-        value = best["base_lr"] if name == "lr" else best["parameters"][name]
+    for name, (value, values) in searched.items():
         # With two values both are edges, which says nothing; a word has no order.
         if isinstance(value, (int, float)) and len(set(values)) > 2 and value in (min(values), max(values)):
             found.append(f"{name} {'low' if value == min(values) else 'high'}")
     return found
 
 
-def contenders_of(records: Sequence[Record], task: str, phase: str = "report") -> list[str]:
+def contenders_of(records: Sequence[RunRecord], task: str, phase: Phase = "report") -> list[str]:
     """Names in the order of their first record."""
-    return list(dict.fromkeys(r["contender"] for r in records if r["task"] == task and r["phase"] == phase))
+    return list(dict.fromkeys(r.contender for r in records if r.task == task and r.phase == phase))
 
 
-def target_setter(records: Sequence[Record], task: str, criterion: str) -> str:
-    """Who sets the target: the best of the contenders of kind "target", else the tuned best schedule."""
-    return _best_of_kind(records, task, criterion, "target") or tuned_best(records, task, criterion)
-
-
-def _best_of_kind(records: Sequence[Record], task: str, criterion: str, kind: str) -> str | None:
-    tuned = select(records, task=task, phase="tuning", kind=kind)
-    names = sorted({record["contender"] for record in tuned})
-    scores = {name: min(trial_scores(tuned, task, name, criterion).values()) for name in names}
-    return min(names, key=lambda name: scores[name]) if names else None
+def kinds_of(records: Sequence[RunRecord]) -> dict[str, Kind]:
+    """Contender -> its kind."""
+    return {record.contender: record.kind for record in records}

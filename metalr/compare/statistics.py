@@ -1,7 +1,7 @@
 """Statistics of many runs: robust means, bootstrap intervals, paired comparisons, profiles. Pure numpy.
 
 Losses are the usual input: lower is better and a diverged run is infinite, unless an argument says otherwise.
-Every function here accepts infinities and gives no NaN for them. Knows nothing of tasks, schedules or files.
+Every function here accepts infinities and gives no NaN for them.
 """
 
 import math
@@ -141,7 +141,7 @@ def paired_difference(
 
 
 def paired_ratio(first: ArrayLike, second: ArrayLike, statistic: Statistic = median, **settings: float) -> Interval:
-    """exp of the statistic of log(first / second) over runs that share seeds: 1.05 is 5 % more than second.
+    """Exponential of the statistic of log(first / second) over runs that share seeds: 1.05 is 5 % above second.
 
     Example:
         >>> paired_ratio([2.0, 4.0], [1.0, 2.0]).value
@@ -173,8 +173,12 @@ def probability_of_improvement(
     Mann-Whitney's U over the number of pairs, averaged over tasks (Agarwal et al. 2021, section 4.3).
 
     Args:
-        first, second: `(num_runs,)` or `(num_runs, num_tasks)`; the numbers of runs may differ.
+        first: `(num_runs,)` or `(num_runs, num_tasks)`.
+        second: the same for the other; the number of runs may differ.
         lower_is_better: True for losses.
+        repetitions: bootstrap samples.
+        confidence: share of them between low and high.
+        seed: of the bootstrap.
 
     Example:
         >>> probability_of_improvement([1.0, 2.0], [3.0, 4.0]).value
@@ -226,7 +230,7 @@ def performance_profile(costs: ArrayLike, taus: ArrayLike) -> Array:
         `(num_contenders, num_taus)`. A task that nobody solves counts as a failure of all.
 
     Example:
-        >>> performance_profile([[1.0, 4.0], [2.0, np.inf]], [1.0, 2.0]).tolist()
+        >>> performance_profile([[1.0, 4.0], [2.0, float("inf")]], [1.0, 2.0]).tolist()
         [[1.0, 1.0], [0.0, 0.5]]
     """
     table, tau = _array(costs, "costs"), np.asarray(taus, dtype=np.float64)

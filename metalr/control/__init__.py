@@ -1,11 +1,12 @@
 """From an observation to an LR.
 
-controller  the interface of a controller, and when its decisions fall
-actions     an action becomes an LR multiplier, inside bounds and behind a breaker
+controller  the interface of a controller, and the inner steps at which it decides
+actions     actions as LR multipliers, within bounds and behind a breaker
 policy      feed-forward policies as controllers
 recurrent   recurrent policies as controllers
-reference   controllers without learning: a schedule, random actions, a replay
-rules       reactive rules written by hand
-catalog     every kind of controller by name
+reference   controllers that learn nothing: a schedule, random actions, a replay
+rules       hand-written reactive rules
+catalog     every kind of controller, by name
 loop        observe, decide, remember
+lr          the LR in force
 """

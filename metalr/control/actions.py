@@ -1,11 +1,11 @@
-"""An action becomes an LR multiplier, inside explicit bounds and behind a breaker.
+"""Actions as LR multipliers, within explicit bounds and behind a breaker.
 
 The LR in force at inner step t of decision d is
 
     lr(t) = base_lr · schedule(t / horizon) · lr_multiplier(d)
 
-and this file makes the last factor. Environment and exported controller both call `apply`, so that a policy
-sees the same breaker while it learns as it will have when it is used.
+and this module computes the last factor. The environment, the meta-gradients and exported controllers all call `act`,
+so a policy meets the same breaker in training as in use.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# After an explosion the multiplier is held below this share of the last good one; the ceiling then lifts again.
+from metalr.signals.observations import feature
+
+# After an explosion the multiplier is held to this fraction of the last good one; each quiet interval then raises the
+# ceiling by the second factor.
 _BREAKER_CUT = 0.3
 _BREAKER_LIFT = 1.3
 
@@ -24,13 +27,16 @@ class ActionSpec:
     """How an action in [-1, 1] sets the multiplier.
 
     Attributes:
-        mode: "anchored" sets exp(alpha · a), anew at every decision; "recursive" multiplies the multiplier in
-            force by exp(alpha · a).
-        alpha: log-range of an action. The default 3 can undo a base LR that is wrong by a factor of 10.
-        levels: 0 for a continuous action, else the number of equally spaced levels of a in [-1, 1] (for DQN).
-        low, high: bounds of the multiplier.
+        mode: "anchored" sets exp(alpha · a), independently at every decision; "recursive" multiplies the multiplier
+            in force by exp(alpha · a).
+        alpha: log-range of an action. The default, 3, can undo a base LR that is wrong by a factor of 10: the action
+            0.5 gives exp(1.5) = 4.48 times the base.
+        levels: 0 for a continuous action, otherwise the number of equally spaced levels of a in [-1, 1] (for DQN).
+        low: lower bound of the multiplier.
+        high: upper bound of the multiplier.
 
-    Example: anchored with alpha 3, the action 0.5 gives exp(1.5) = 4.48 times the base.
+    Raises:
+        ValueError: an unknown mode, or a number out of its range.
     """
 
     mode: Literal["anchored", "recursive"] = "anchored"
@@ -50,17 +56,22 @@ class ActionSpec:
             raise ValueError(f"got bounds [{self.low}, {self.high}], expected 0 < low <= 1 <= high: 1 is the base LR")
 
     def level_action(self, index: Tensor) -> Tensor:
-        """The action in [-1, 1] of each level index."""
+        """The action in [-1, 1] of each level index.
+
+        Example:
+            >>> ActionSpec(levels=5).level_action(torch.tensor([0, 1, 4])).tolist()
+            [-1.0, -0.5, 1.0]
+        """
         return index.double() * (2.0 / (self.levels - 1)) - 1.0
 
 
 class ActionState(NamedTuple):
-    """What the action remembers between decisions, each `(num_runs, num_groups)`.
+    """The memory of an action between decisions, each field `(num_runs, num_groups)`.
 
     Attributes:
         multiplier: in force.
-        good: in force in the last interval that did not explode; 1 before any.
-        ceiling: the breaker's present upper limit.
+        good: in force during the last interval that did not explode; 1 before any.
+        ceiling: current upper limit set by the breaker.
     """
 
     multiplier: Tensor
@@ -68,10 +79,31 @@ class ActionState(NamedTuple):
     ceiling: Tensor
 
 
-def initial_state(spec: ActionSpec, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
-    """The state before the first decision: the base LR, breaker closed."""
-    ones = torch.ones((num_runs, num_groups), dtype=like.dtype, device=like.device)
+def initial_state(spec: ActionSpec, like: Tensor) -> ActionState:
+    """The state before the first decision, shaped `(num_runs, num_groups)` like `like`: base LR, breaker closed."""
+    ones = torch.ones_like(like)
     return ActionState(ones, ones, ones * spec.high)
+
+
+def act(
+    spec: ActionSpec,
+    action: Tensor,
+    observation: Tensor,
+    state: ActionState,
+) -> tuple[Tensor, ActionState]:
+    """The multiplier that an action sets after an observation; see `apply`.
+
+    Args:
+        spec: mode, range and bounds.
+        action: `(num_runs, num_groups)`.
+        observation: `(num_runs, num_groups, NUM_FEATURES)`, from which the action was chosen; the breaker reads it too.
+        state: from `initial_state` or the previous decision.
+
+    Returns:
+        The multiplier in [low, high] and the new state, as for `apply`.
+    """
+    exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
+    return apply(spec, action, exploded, has_history, state)
 
 
 def apply(
@@ -79,15 +111,16 @@ def apply(
 ) -> tuple[Tensor, ActionState]:
     """The multiplier that an action sets.
 
-    The breaker: after an interval in which the loss exploded the multiplier is at most 0.3 · min(last good
-    multiplier, the one that exploded, 1), whatever the action says; each quiet interval lifts that ceiling by 1.3.
+    The breaker: after an interval in which the loss exploded, the multiplier is at most 0.3 · min(last good
+    multiplier, the one that exploded, 1), whatever the action; each quiet interval raises that ceiling by a factor
+    of 1.3.
 
     Args:
         spec: mode, range and bounds.
         action: `(num_runs, num_groups)`; values outside [-1, 1] are clipped, NaN counts as 0.
-        exploded: 1.0 where the interval just seen exploded, `(num_runs, num_groups)`.
-        has_history: 1.0 where an interval has been seen.
-        state: from `initial_state` or the decision before.
+        exploded: 1.0 where the loss exploded in the last interval, `(num_runs, num_groups)`.
+        has_history: 1.0 where an interval has been seen, `(num_runs, num_groups)`.
+        state: from `initial_state` or the previous decision.
 
     Returns:
         The multiplier in [low, high] and the new state.

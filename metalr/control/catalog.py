@@ -1,4 +1,4 @@
-"""Every kind of controller by name, so that a saved one is rebuilt from its description."""
+"""Every kind of controller by name, so that a saved one can be rebuilt from its description."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +23,11 @@ CONTROLLERS: dict[str, Any] = {
 
 
 def build_controller(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Controller:
-    """Rebuild a controller from `config()` and `tensors()`.
+    """Rebuild a controller from the results of `Controller.config` and `Controller.tensors`.
 
     Raises:
-        ValueError, KeyError, TypeError: the description is not one that `config()` makes.
+        ValueError: an unknown kind, or a value out of its range.
+        KeyError: an entry is missing.
+        TypeError: an entry is unknown or of the wrong type.
     """
     return look_up(CONTROLLERS, config["kind"], "controller kind").build(config, tensors)

@@ -1,26 +1,25 @@
 """Controllers: pure state machines from an observation to an LR multiplier, batched for free.
 
-    state = controller.init(num_runs, num_groups, like)
+    state = controller.init(like)
     lr_multiplier, state = controller(observation, state)
 
 The LR in force is base_lr · controller.schedule(progress) · lr_multiplier. A schedule is the controller that
-ignores the observation. The engine, the environment and the exported scheduler all drive the same objects.
+ignores the observation. The engine, the environment and the exported scheduler drive the same objects.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from metalr import schedules
-from metalr.control import actions
-from metalr.control.actions import ActionSpec, ActionState
-from metalr.signals.observations import feature
+from metalr.control.actions import ActionSpec
 
 
 def decision_steps(horizon: int, decisions: int) -> list[int]:
-    """Inner steps at which the decisions fall: round(d · horizon / decisions) for d = 0, 1, ….
+    """The inner steps at which decisions fall: round(d · horizon / decisions) for d = 0, 1, ….
 
     Raises:
         ValueError: fewer than two inner steps for each decision.
@@ -39,27 +38,27 @@ def decision_steps(horizon: int, decisions: int) -> list[int]:
 
 
 class Controller(ABC):
-    """What every controller is. Subclasses are final.
+    """The interface of every controller. Subclasses are final.
 
     Attributes:
         schedule: the base schedule that the multiplier multiplies.
-        decisions: decisions per run it was made for; the default when it is used.
+        decisions: decisions per run for which it was made; the default in use.
     """
 
     schedule: schedules.Schedule
     decisions: int
 
     @abstractmethod
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Any:
-        """The state before the first decision, in the dtype and on the device of `like`."""
+    def init(self, like: Tensor) -> Any:
+        """The state before the first decision, with the shape `(num_runs, num_groups)`, dtype and device of `like`."""
 
     @abstractmethod
     def __call__(self, observation: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One decision.
+        """Decide once.
 
         Args:
             observation: `(num_runs, num_groups, NUM_FEATURES)`.
-            state: from `init` or the last decision.
+            state: from `init` or the previous decision.
 
         Returns:
             The multiplier `(num_runs, num_groups)` and the new state.
@@ -67,10 +66,10 @@ class Controller(ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """JSON-able description, `{"kind": …}`; with `tensors` it rebuilds the controller."""
+        """A JSON-able description, `{"kind": …}`, from which `build_controller` rebuilds it, given its `tensors`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The learned numbers, by name."""
+        """The learned tensors, by name."""
         return {}
 
     @abstractmethod
@@ -78,12 +77,18 @@ class Controller(ABC):
         """The same controller on another base schedule."""
 
 
-def _act(spec: ActionSpec, action: Tensor, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
-    exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
-    return actions.apply(spec, action, exploded, has_history, state)
+def acting_config(kind: str, controller: Any) -> dict[str, Any]:
+    """The part of `Controller.config` common to all controllers with an action."""
+    return {
+        "kind": kind,
+        "action": asdict(controller.action),
+        "schedule": schedules.to_config(controller.schedule),
+        "decisions": controller.decisions,
+    }
 
 
-def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+def acting_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments `action`, `schedule` and `decisions`, from a description that `acting_config` made."""
     return {
         "action": ActionSpec(**config["action"]),
         "schedule": schedules.from_config(config["schedule"]),

@@ -1,134 +1,164 @@
-"""The loop around a controller: statistics in, multiplier out, with everything that must be remembered between.
+"""Observe, decide, remember: the one loop around a controller, as pure functions of an explicit state.
 
-Evaluation in the batched engine and `LearnedLR` in a user's loop both drive this one object, which is why they
-set the same LRs.
+The batched engine, the environment, the meta-gradients and `LearnedLR` in a user's loop all call these functions;
+that is why they set the same LRs.
+
+    state = init(controller.init(like), like)
+    state = start(controller, state, prospective_ratio)        # before the first update
+    state = decide(controller, state, stats, progress)         # after each interval
+
+A decision has two halves, `observe` and `act`. An agent that chooses actions from outside works between them.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metalr.control.controller import Controller
 from metalr.signals import observations
 from metalr.signals.observations import Context, ObservationState
 from metalr.signals.stats import RunStats
+from metalr.trees import leaves, map_leaves, replace_leaves
+
+# (observation, state of the controller) -> (multiplier, new state): a `Controller`, or an action from outside.
+Decide = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
 
-class ControlLoop:
-    """One controller over `num_runs` runs of `num_groups` learning rates.
-
-    Args:
-        controller: decides.
-        num_runs, num_groups: leading axes of everything.
-        dtype, device: of features and multipliers.
+class LoopState(NamedTuple):
+    """Everything carried from one decision to the next.
 
     Attributes:
         multiplier: in force, `(num_runs, num_groups)`; ones before the first decision.
-        observation: what the last decision was taken on, `(num_runs, num_groups, NUM_FEATURES)`.
+        observation: behind the last decision, `(num_runs, num_groups, NUM_FEATURES)`.
+        memory: of the features.
+        controller: state of the controller, a tree of tensors with leading axis num_runs.
     """
 
-    def __init__(
-        self,
-        controller: Controller,
-        num_runs: int,
-        num_groups: int,
-        *,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.controller = controller
-        self.shape = (num_runs, num_groups)
-        self._like = torch.ones(self.shape, dtype=dtype, device=device)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the run."""
-        self.multiplier = self._like
-        self.memory = observations.initial_state(*self.shape, self._like)
-        self.controller_state = self.controller.init(*self.shape, self._like)
-        self.observation = self._like.new_zeros(*self.shape, observations.NUM_FEATURES)
-
-    def start(self, prospective_ratio: Tensor, *, has_loss: float = 1.0, has_horizon: float = 1.0) -> Tensor:
-        """The first decision, before the first update.
-
-        Args:
-            prospective_ratio: update ratio of the update that would be made, `(num_runs, num_groups)`.
-            has_loss, has_horizon: 1.0 if known, else 0.0.
-
-        Returns:
-            The multiplier `(num_runs, num_groups)`.
-        """
-        context = self._context(0.0, has_loss, has_horizon)
-        return self._decide(observations.observe_start(prospective_ratio.to(self._like), context))
-
-    def decide(self, stats: RunStats, progress: float, *, has_loss: float = 1.0, has_horizon: float = 1.0) -> Tensor:
-        """The decision after an interval.
-
-        Args:
-            stats: of the interval.
-            progress: inner steps done over horizon.
-            has_loss, has_horizon: 1.0 if known, else 0.0.
-
-        Returns:
-            The multiplier `(num_runs, num_groups)`.
-        """
-        stats = RunStats(*(value.to(self._like) for value in stats))
-        context = self._context(progress, has_loss, has_horizon)
-        observation, self.memory = observations.observe(stats, self.memory, context)
-        return self._decide(observation)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next decision depends on, as tensors and lists of tensors."""
-        return {
-            "multiplier": self.multiplier.clone(),
-            "observation": self.observation.clone(),
-            "memory": [value.clone() for value in self.memory],
-            "controller": [value.clone() for value in _flatten(self.controller_state)],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`.
-
-        Raises:
-            ValueError: the state is of another controller or another number of groups.
-        """
-        template = self.controller.init(*self.shape, self._like)
-        leaves = _flatten(template)
-        got = [tuple(value.shape) for value in state["controller"]]
-        expected = [tuple(value.shape) for value in leaves]
-        if got != expected or tuple(state["multiplier"].shape) != self.shape:
-            raise ValueError(
-                f"got the state of a controller with shapes {got}, expected {expected} for {self.shape[1]} groups: "
-                "load it into a scheduler with the same controller and scope"
-            )
-        self.multiplier = state["multiplier"].to(self._like)
-        self.observation = state["observation"].to(self._like)
-        self.memory = ObservationState(*(value.to(self._like) for value in state["memory"]))
-        values = iter([value.to(old) for value, old in zip(state["controller"], leaves, strict=True)])
-        self.controller_state = _rebuild(template, values)
-
-    def _context(self, progress: float, has_loss: float, has_horizon: float) -> Context:
-        return Context(self._like * progress, self.multiplier, self._like * has_loss, self._like * has_horizon)
-
-    def _decide(self, observation: Tensor) -> Tensor:
-        self.observation = observation
-        self.multiplier, self.controller_state = self.controller(observation, self.controller_state)
-        return self.multiplier
+    multiplier: Tensor
+    observation: Tensor
+    memory: ObservationState
+    controller: Any
 
 
-def _flatten(state: Any) -> list[Tensor]:
-    if isinstance(state, Tensor):
-        return [state]
-    if isinstance(state, tuple):
-        return [leaf for part in state for leaf in _flatten(part)]
-    return []  # a control's generator: not something that a user's loop resumes
+class Known(NamedTuple):
+    """The optional facts that an episode shows: 1.0 or 0.0, as a number or `(num_runs, num_groups)`.
+
+    Attributes:
+        loss: whether losses are passed.
+        horizon: whether the number of inner steps is known.
+    """
+
+    loss: Tensor | float = 1.0
+    horizon: Tensor | float = 1.0
 
 
-def _rebuild(template: Any, leaves: Any) -> Any:
-    if isinstance(template, Tensor):
-        return next(leaves)
-    if isinstance(template, tuple):
-        parts = [_rebuild(part, leaves) for part in template]
-        return type(template)(*parts) if hasattr(template, "_fields") else tuple(parts)
-    return template
+EVERYTHING = Known()
+
+
+def init(controller_state: Any, like: Tensor) -> LoopState:
+    """The state before the first decision.
+
+    Args:
+        controller_state: from `Controller.init` or `actions.initial_state`.
+        like: `(num_runs, num_groups)`; gives the shape, dtype and device of multipliers and features.
+    """
+    one = torch.ones_like(like)
+    blank = like.new_zeros(*like.shape, observations.NUM_FEATURES)
+    return LoopState(one, blank, observations.initial_state(one), controller_state)
+
+
+def observe_start(state: LoopState, prospective_ratio: Tensor, known: Known = EVERYTHING) -> LoopState:
+    """The state with the observation before the first update.
+
+    Args:
+        state: from `init`.
+        prospective_ratio: update ratio that the first update would have, `(num_runs, num_groups)`; NaN where it cannot
+            be predicted.
+        known: what the episode shows.
+    """
+    context = _context(state, 0.0, known)
+    observation = observations.observe_start(prospective_ratio.to(state.multiplier), context)
+    return state._replace(observation=observation)
+
+
+def observe(state: LoopState, stats: RunStats, progress: Tensor | float, known: Known = EVERYTHING) -> LoopState:
+    """The state with the observation after an interval.
+
+    Args:
+        state: after the decision at the start of the interval.
+        stats: of the interval.
+        progress: inner steps done / horizon, a number or broadcastable to `(num_runs, num_groups)`.
+        known: what the episode shows.
+    """
+    stats = RunStats(*(value.to(state.multiplier) for value in stats))
+    observation, memory = observations.observe(stats, state.memory, _context(state, progress, known))
+    return state._replace(observation=observation, memory=memory)
+
+
+def act(controller: Decide, state: LoopState) -> LoopState:
+    """The state with the multiplier that the controller decides from its observation."""
+    multiplier, controller_state = controller(state.observation, state.controller)
+    return state._replace(multiplier=multiplier, controller=controller_state)
+
+
+def start(controller: Decide, state: LoopState, prospective_ratio: Tensor, known: Known = EVERYTHING) -> LoopState:
+    """The first decision, before the first update: `observe_start`, then `act`."""
+    return act(controller, observe_start(state, prospective_ratio, known))
+
+
+def decide(
+    controller: Decide,
+    state: LoopState,
+    stats: RunStats,
+    progress: Tensor | float,
+    known: Known = EVERYTHING,
+) -> LoopState:
+    """The decision after an interval: `observe`, then `act`."""
+    return act(controller, observe(state, stats, progress, known))
+
+
+def reset(state: LoopState, fresh: LoopState, which: Tensor) -> LoopState:
+    """The state with the runs of `which`, `(num_runs,)` bool, taken from `fresh`; the others keep every bit."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return new.where(which.view(-1, *[1] * (new.dim() - 1)), old)
+
+    return map_leaves(choose, fresh, state)
+
+
+def to_saved(state: LoopState) -> dict[str, Any]:
+    """The state as tensors and lists of tensors, for a checkpoint."""
+    return {
+        "multiplier": state.multiplier.clone(),
+        "observation": state.observation.clone(),
+        "memory": [value.clone() for value in state.memory],
+        "controller": [value.clone() for value in leaves(state.controller)],
+    }
+
+
+def from_saved(saved: dict[str, Any], template: LoopState) -> LoopState:
+    """The state that `to_saved` saved, for the controller and groups of a fresh `template`.
+
+    Raises:
+        ValueError: it was saved for another controller or another number of groups.
+    """
+    expected = leaves(template.controller)
+    got_shapes, shapes = ([tuple(value.shape) for value in values] for values in (saved["controller"], expected))
+    like = template.multiplier
+    if got_shapes != shapes or saved["multiplier"].shape != like.shape:
+        raise ValueError(
+            f"got the state of a controller with shapes {got_shapes}, expected {shapes} for {like.shape[1]} groups: "
+            "load it into a scheduler with the same controller and scope"
+        )
+    return LoopState(
+        saved["multiplier"].to(like),
+        saved["observation"].to(like),
+        ObservationState(*(value.to(like) for value in saved["memory"])),
+        replace_leaves(template.controller, [v.to(old) for v, old in zip(saved["controller"], expected, strict=True)]),
+    )
+
+
+def _context(state: LoopState, progress: Tensor | float, known: Known) -> Context:
+    one = torch.ones_like(state.multiplier)
+    return Context(one * progress, state.multiplier, one * known.loss, one * known.horizon)

@@ -1,7 +1,6 @@
-"""Policies as controllers: the network that an exported agent is."""
+"""Feed-forward policies as controllers, with a network that needs no RL library."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, _act, _common
+from metalr.control.controller import Controller, acting_config, acting_parts
 from metalr.signals.observations import NUM_FEATURES, visibility
 
 
@@ -21,11 +20,11 @@ class PolicyNetwork:
     It computes in the dtype of the observation, so that a float64 engine and a float64 loop agree closely.
 
     Args:
-        weights: for each layer `(out, in)`, the first with NUM_FEATURES inputs.
-        biases: for each layer `(out,)`.
+        weights: `(out, in)` for each layer, the first with NUM_FEATURES inputs.
+        biases: `(out,)` for each layer.
 
     Raises:
-        ValueError: the shapes do not chain, or a number is not finite.
+        ValueError: the layers do not fit together, or a number is not finite.
     """
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor]) -> None:
@@ -45,7 +44,7 @@ class PolicyNetwork:
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def __call__(self, observation: Tensor) -> Tensor:
-        """`(…, NUM_FEATURES)` -> `(…, num_outputs)`."""
+        """The outputs `(…, num_outputs)` for observations `(…, NUM_FEATURES)`."""
         present = self._layers[0][0]
         if (present.dtype, present.device) != (observation.dtype, observation.device):
             pairs = zip(self.weights, self.biases, strict=True)
@@ -57,14 +56,17 @@ class PolicyNetwork:
 
 
 class PolicyController(Controller):
-    """A learned policy: the observation goes through a small network, its action through `metalr.control.actions`.
+    """A feed-forward policy: observation -> action -> multiplier.
 
     Args:
-        network: one output (the action's mean) or `action.levels` outputs (values of the levels).
+        network: with one output (the mean of the action) or `action.levels` outputs (the values of the levels).
         action: how the action sets the multiplier.
         schedule: base schedule.
         decisions: per run.
-        visible: features that the policy sees; None for all, `("progress",)` for a state-blind one.
+        visible: features that the policy sees; None for all, `("progress",)` for a state-blind policy.
+
+    Raises:
+        ValueError: the network has another number of outputs than the action needs.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class PolicyController(Controller):
         self.visible = tuple(visible) if visible is not None else None
         self._mask = None if visible is None else visibility(self.visible, network.weights[0])
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> ActionState:
-        return actions.initial_state(self.action, num_runs, num_groups, like)
+    def init(self, like: Tensor) -> ActionState:
+        return actions.initial_state(self.action, like)
 
     def act(self, observation: Tensor) -> Tensor:
         """The policy's action in [-1, 1], `(num_runs, num_groups)`."""
@@ -98,14 +100,11 @@ class PolicyController(Controller):
         return outputs[..., 0].clamp(-1.0, 1.0)
 
     def __call__(self, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
-        return _act(self.action, self.act(observation), observation, state)
+        return actions.act(self.action, self.act(observation), observation, state)
 
     def config(self) -> dict[str, Any]:
         return {
-            "kind": "policy",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
+            **acting_config("policy", self),
             "visible": list(self.visible) if self.visible is not None else None,
             "num_layers": len(self.network.weights),
         }
@@ -119,10 +118,11 @@ class PolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PolicyController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         num_layers = int(config["num_layers"])
         if not 1 <= num_layers <= 16:
             raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")
         weights = [tensors[f"layers.{i}.weight"] for i in range(num_layers)]
         biases = [tensors[f"layers.{i}.bias"] for i in range(num_layers)]
         visible = tuple(config["visible"]) if config.get("visible") is not None else None
-        return PolicyController(PolicyNetwork(weights, biases), **_common(config), visible=visible)
+        return PolicyController(PolicyNetwork(weights, biases), **acting_parts(config), visible=visible)

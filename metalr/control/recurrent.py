@@ -1,10 +1,6 @@
-"""Learned modules as controllers: the recurrent policy, and the way from every module of `metalr.learned.schedules`.
-
-A controller made here is exported, saved and compared exactly as one from PPO or DQN.
-"""
+"""Recurrent policies as controllers, exported, saved and compared exactly as those from PPO or DQN."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +10,8 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller
-from metalr.signals.observations import NUM_FEATURES, feature
+from metalr.control.controller import Controller, acting_config, acting_parts
+from metalr.signals.observations import NUM_FEATURES
 
 _NAMES = (
     "from_input.weight",
@@ -28,7 +24,12 @@ _NAMES = (
 
 
 class RecurrentState(NamedTuple):
-    """The policy's memory `(num_runs, num_groups, memory_size)` and the state of its action."""
+    """The state of a recurrent policy.
+
+    Attributes:
+        memory: hidden state, `(num_runs, num_groups, memory_size)`.
+        action: state of the action.
+    """
 
     memory: Tensor
     action: ActionState
@@ -40,13 +41,13 @@ class RecurrentPolicyController(Controller):
     It computes in the dtype of the observation, as `PolicyController` does.
 
     Args:
-        weights: name -> tensor, of one GRU cell and a linear read-out, with the names of `GRUPolicy`.
+        weights: name -> tensor, of one GRU cell and a linear read-out, named as the parameters of `GRUPolicy`.
         action: how the action sets the multiplier.
         schedule: base schedule.
         decisions: per run.
 
     Raises:
-        ValueError: a tensor is missing, has a wrong shape, or is not finite.
+        ValueError: a tensor is missing, has the wrong shape or is not finite, or the action has levels.
     """
 
     def __init__(
@@ -60,9 +61,9 @@ class RecurrentPolicyController(Controller):
         self.schedule = schedule
         self.decisions = decisions
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> RecurrentState:
-        memory = torch.zeros((num_runs, num_groups, self.memory_size), dtype=like.dtype, device=like.device)
-        return RecurrentState(memory, actions.initial_state(self.action, num_runs, num_groups, like))
+    def init(self, like: Tensor) -> RecurrentState:
+        memory = like.new_zeros(*like.shape, self.memory_size)
+        return RecurrentState(memory, actions.initial_state(self.action, like))
 
     def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         def linear(inputs: Tensor, name: str) -> Tensor:
@@ -70,19 +71,11 @@ class RecurrentPolicyController(Controller):
             return functional.linear(inputs, weight, bias)
 
         memory = gru_cell(linear(observation, "from_input"), linear(state.memory, "from_memory"), state.memory)
-        exploded, has_history = feature(observation, "loss_exploded"), feature(observation, "has_history")
-        multiplier, action = actions.apply(
-            self.action, linear(memory, "head")[..., 0], exploded, has_history, state.action
-        )
+        multiplier, action = actions.act(self.action, linear(memory, "head")[..., 0], observation, state.action)
         return multiplier, RecurrentState(memory, action)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "recurrent",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
-        }
+        return acting_config("recurrent", self)
 
     def with_schedule(self, schedule: schedules.Schedule) -> "RecurrentPolicyController":
         return RecurrentPolicyController(self.weights, self.action, schedule, self.decisions)
@@ -92,12 +85,8 @@ class RecurrentPolicyController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentPolicyController":
-        return RecurrentPolicyController(
-            tensors,
-            ActionSpec(**config["action"]),
-            schedules.from_config(config["schedule"]),
-            int(config["decisions"]),
-        )
+        """Rebuild the controller from the results of `config` and `tensors`."""
+        return RecurrentPolicyController(tensors, **acting_parts(config))
 
 
 def _checked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +105,21 @@ def _checked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gru_cell(driven: Tensor, recurrent: Tensor, memory: Tensor) -> Tensor:
-    """The new memory from the input's and the memory's linear maps, each `(…, 3 · memory_size)`."""
+    """One step of a gated recurrent unit, in the form of `torch.nn.GRUCell`.
+
+    With reset gate r, update gate z and candidate n: memory' = n + z · (memory - n), where
+    r = sigmoid(x_r + h_r), z = sigmoid(x_z + h_z) and n = tanh(x_n + r · h_n).
+
+    Source: Cho et al. 2014, arXiv 1406.1078, section 2.3; here r multiplies after the linear map, as in cuDNN.
+
+    Args:
+        driven: linear map x of the input, `(…, 3 · memory_size)`: r, z and n in this order.
+        recurrent: linear map h of the memory, in the same shape.
+        memory: `(…, memory_size)`.
+
+    Returns:
+        The new memory, `(…, memory_size)`.
+    """
     reset_x, update_x, new_x = driven.chunk(3, -1)
     reset_h, update_h, new_h = recurrent.chunk(3, -1)
     update = torch.sigmoid(update_x + update_h)

@@ -1,8 +1,8 @@
-"""Controllers without learning: a schedule, random actions, a fixed list of multipliers."""
+"""Controllers that learn nothing: a schedule, random actions, a fixed list of multipliers."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,18 +11,23 @@ from torch import Tensor
 from metalr import schedules, seeding
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, _act, _common
+from metalr.control.controller import Controller, acting_config, acting_parts
 from metalr.schedules import Constant, Schedule
 
 
 @dataclass(frozen=True)
 class ScheduleController(Controller):
-    """The open-loop controller: a schedule and nothing else; its multiplier is 1."""
+    """The open-loop controller: a schedule and nothing else; its multiplier is always 1.
+
+    Attributes:
+        schedule: base schedule.
+        decisions: per run; they change nothing.
+    """
 
     schedule: schedules.Schedule
     decisions: int = 40
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple:
+    def init(self, like: Tensor) -> tuple:
         return ()
 
     def __call__(self, observation: Tensor, state: tuple) -> tuple[Tensor, tuple]:
@@ -40,57 +45,71 @@ class ScheduleController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
 
 
 @dataclass(frozen=True)
 class RandomController(Controller):
-    """A control: a uniformly random action at every decision, from a seed."""
+    """An ablation: a uniformly random action at every decision.
+
+    Attributes:
+        action: how an action sets the multiplier.
+        schedule: base schedule.
+        decisions: per run.
+        seed: of the actions.
+    """
 
     action: ActionSpec = field(default_factory=ActionSpec)
     schedule: schedules.Schedule = field(default_factory=schedules.Constant)
     decisions: int = 40
     seed: int = 0
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> tuple[Tensor, ActionState]:
-        """Decisions taken, `(num_runs, num_groups)`, and the action's state."""
-        count = torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
-        return count, actions.initial_state(self.action, num_runs, num_groups, like)
+    def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
+        """The number of decisions taken, `(num_runs, num_groups)`, and the state of the action."""
+        return torch.zeros_like(like), actions.initial_state(self.action, like)
 
     def __call__(self, observation: Tensor, state: tuple[Tensor, ActionState]) -> tuple[Tensor, tuple]:
         count, action_state = state
-        # What a run sees is its key: runs differ, and a run does not depend on its place in the batch.
+        # The observation is the key: runs differ, and none depends on its place in the batch.
         key = (observation.double().sum(-1) * 2.0**40).long()
         action = 2.0 * seeding.uniform(seeding.stream(self.seed, "policy"), key, count.long()) - 1.0
-        multiplier, action_state = _act(self.action, action, observation, action_state)
+        multiplier, action_state = actions.act(self.action, action, observation, action_state)
         return multiplier, (count + 1.0, action_state)
 
     def config(self) -> dict[str, Any]:
-        return {
-            "kind": "random",
-            "action": asdict(self.action),
-            "schedule": schedules.to_config(self.schedule),
-            "decisions": self.decisions,
-            "seed": self.seed,
-        }
+        return {**acting_config("random", self), "seed": self.seed}
 
     def with_schedule(self, schedule: schedules.Schedule) -> "RandomController":
         return replace(self, schedule=schedule)
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RandomController":
-        return RandomController(**_common(config), seed=int(config["seed"]))
+        """Rebuild the controller from the results of `config` and `tensors`."""
+        return RandomController(**acting_parts(config), seed=int(config["seed"]))
 
 
 @dataclass(frozen=True)
 class ReplayController(Controller):
-    """Plays a fixed list of multipliers, one at each decision, and ignores the observation.
+    """An ablation: a fixed list of multipliers, one for each decision, whatever the observation.
 
     Attributes:
-        multipliers: of decisions 0, 1, …; the last one is kept if more decisions come.
+        multipliers: for decisions 0, 1, …; the last one holds for any further decisions.
         schedule: base schedule.
 
-    Example: multipliers (1, 0.5) give 1 at the first decision and 0.5 at all others.
+    Raises:
+        ValueError: the list is empty, or a multiplier is not a positive finite number.
+
+    Example:
+        >>> controller = ReplayController((1.0, 0.5))
+        >>> observation = torch.zeros(1, 1, 16)
+        >>> state = controller.init(observation[..., 0])
+        >>> for _ in range(3):
+        ...     multiplier, state = controller(observation, state)
+        ...     print(multiplier.item())
+        1.0
+        0.5
+        0.5
     """
 
     multipliers: tuple[float, ...]
@@ -102,11 +121,12 @@ class ReplayController(Controller):
 
     @property
     def decisions(self) -> int:  # type: ignore[override]
+        """One for each multiplier."""
         return len(self.multipliers)
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> Tensor:
+    def init(self, like: Tensor) -> Tensor:
         """The number of decisions taken, `(num_runs, num_groups)`."""
-        return torch.zeros((num_runs, num_groups), dtype=like.dtype, device=like.device)
+        return torch.zeros_like(like)
 
     def __call__(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         table = torch.tensor(self.multipliers, dtype=state.dtype, device=state.device)
@@ -125,5 +145,5 @@ class ReplayController(Controller):
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ReplayController":
-        """Rebuild from `config()`."""
+        """Rebuild the controller from the results of `config` and `tensors`."""
         return ReplayController(tuple(map(float, config["multipliers"])), schedules.from_config(config["schedule"]))

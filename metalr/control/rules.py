@@ -1,8 +1,8 @@
-"""Reactive rules: hand-written controllers that move the LR by what the loss or the gradient just did.
+"""Reactive rules: hand-written controllers that change the LR in response to the latest loss or gradient.
 
-They are rivals of a learned controller, and read the very observation that it reads, one feature at a time. All
-are pure, batched state machines that an exported scheduler can run. A decision interval is to them what an epoch
-is to the rules' authors: their loss is the mean over the interval.
+They compete with learned controllers and read the same observation, one feature at a time. All are pure, batched state
+machines that an exported scheduler can run. A decision interval takes the place of an epoch in the original rules: the
+loss is the mean over the interval.
 """
 
 import math
@@ -23,7 +23,7 @@ Rule = TypeVar("Rule", bound="ReactiveRule")
 
 
 def unsoft(value: Tensor, scale: float) -> Tensor:
-    """The inverse of `metalr.signals.observations.soft`: scale · x / (1 - |x|).
+    """The inverse of `metalr.signals.observations.soft`: scale · x / (1 - |x|) for x in (-1, 1).
 
     Example:
         >>> unsoft(torch.tensor(0.5), 0.1).item()
@@ -33,13 +33,13 @@ def unsoft(value: Tensor, scale: float) -> Tensor:
 
 
 class RuleState(NamedTuple):
-    """What the rules remember between decisions, each `(num_runs, num_groups)`.
+    """The memory of a rule between decisions, each field `(num_runs, num_groups)`.
 
     Attributes:
         multiplier: in force.
-        best: lowest log loss so far that counted as an improvement, relative to the first interval's; infinite
-            before any.
-        bad, good: intervals in a row without and with an improvement.
+        best: log loss at the last improvement, relative to the first interval; infinite before any.
+        bad: intervals in a row without an improvement.
+        good: intervals in a row with an improvement.
         wait: decisions of cooldown left.
     """
 
@@ -52,12 +52,16 @@ class RuleState(NamedTuple):
 
 @dataclass(frozen=True)
 class ReactiveRule(Controller):
-    """What all rules share; subclasses are final and implement `react`.
+    """The base of all rules; subclasses are final and implement `react`.
 
     Attributes:
         schedule: base schedule that the multiplier multiplies.
         decisions: per run.
-        low, high: bounds of the multiplier.
+        low: lower bound of the multiplier.
+        high: upper bound of the multiplier.
+
+    Raises:
+        ValueError: a number is not finite, there are no decisions, or the bounds do not contain 1.
     """
 
     schedule: Schedule = field(default_factory=Constant)
@@ -75,8 +79,8 @@ class ReactiveRule(Controller):
                 "0 < low <= 1 <= high: 1 is the base LR"
             )
 
-    def init(self, num_runs: int, num_groups: int, like: Tensor) -> RuleState:
-        one = torch.ones((num_runs, num_groups), dtype=like.dtype, device=like.device)
+    def init(self, like: Tensor) -> RuleState:
+        one = torch.ones_like(like)
         return RuleState(one, one * math.inf, one * 0.0, one * 0.0, one * 0.0)
 
     def __call__(self, observation: Tensor, state: RuleState) -> tuple[Tensor, RuleState]:
@@ -89,10 +93,10 @@ class ReactiveRule(Controller):
 
     @abstractmethod
     def react(self, observation: Tensor, state: RuleState) -> RuleState:
-        """The state after a decision, the multiplier not yet clipped."""
+        """The state after a decision, with the multiplier not yet clipped."""
 
     def known(self, observation: Tensor) -> Tensor:
-        """1.0 where the rule can react, `(num_runs, num_groups)`: an interval was seen and losses are passed."""
+        """1.0 where the rule can react, `(num_runs, num_groups)`: after an interval, if losses are passed."""
         return feature(observation, "has_history") * feature(observation, "has_loss")
 
     def with_schedule(self: Rule, schedule: Schedule) -> Rule:
@@ -108,13 +112,13 @@ class ReactiveRule(Controller):
 
     @classmethod
     def build(cls: type[Rule], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
-        """Rebuild from `config()`."""
+        """Rebuild the rule from the result of `config`."""
         numbers = {key: value for key, value in config.items() if key not in ("kind", "schedule")}
         return cls(schedule=schedules.from_config(config["schedule"]), **numbers)
 
 
 def _improved(observation: Tensor, state: RuleState, threshold: float) -> tuple[Tensor, Tensor]:
-    """Whether the loss is below best · (1 - threshold), and log(loss / first loss); an explosion never is."""
+    """Whether the loss is below best · (1 - threshold) without an explosion, and log(loss / first loss)."""
     exploded = feature(observation, "loss_exploded") > 0.0
     log_loss = unsoft(feature(observation, "loss_total"), 1.0)
     return (log_loss < state.best + math.log1p(-threshold)) & ~exploded, log_loss
@@ -124,10 +128,15 @@ def _improved(observation: Tensor, state: RuleState, threshold: float) -> tuple[
 class ReduceOnPlateau(ReactiveRule):
     """Multiply the LR by `factor` after more than `patience` intervals without a new best loss.
 
-    The state machine of torch's `ReduceLROnPlateau` (mode "min", relative threshold), with an interval in the place
-    of an epoch. After a cut, `cooldown` intervals are not counted.
+    With patience 1, factor 0.1 and losses 3, 2, 2, 2, the third of the equal losses cuts the LR to 0.1 of the base.
 
-    Example: patience 1, factor 0.1, losses 3, 2, 2, 2: the third of the equal losses cuts the LR to 0.1.
+    Source: torch's `ReduceLROnPlateau` (mode "min", relative threshold), with an interval in place of an epoch.
+
+    Attributes:
+        factor: of a cut.
+        patience: intervals in a row without an improvement that are tolerated.
+        threshold: least relative fall of the loss that counts as an improvement.
+        cooldown: intervals after a cut that are not counted.
     """
 
     factor: float = 0.3
@@ -153,11 +162,13 @@ class ReduceOnPlateau(ReactiveRule):
 
 @dataclass(frozen=True)
 class LossDecay(ReactiveRule):
-    """Loss-based decay: the LR falls as a power of the loss.
+    """Lower the LR as a power of the loss.
 
-    multiplier = (mean loss / mean loss of the first interval) ** power, at most 1.
+    Equation: multiplier = min(1, (mean loss / mean loss of the first interval) ** power). With power 2, the LR is a
+    quarter of the base when the loss has halved.
 
-    Example: with power 2 the LR is a quarter of the base when the loss has halved.
+    Attributes:
+        power: exponent.
     """
 
     power: float = 1.0
@@ -171,8 +182,13 @@ class LossDecay(ReactiveRule):
 class GradientNormRule(ReactiveRule):
     """Shrink the LR when the gradient norm grows, grow it when the norm falls.
 
-    With r = log(gradient norm / that of the interval before): multiplier *= down if r > tolerance, *= up if
-    r < -tolerance, else unchanged. It needs no loss.
+    Equation: with r = log(gradient norm / gradient norm of the previous interval), the multiplier is multiplied by
+    `down` if r > tolerance, by `up` if r < -tolerance, and otherwise unchanged. The rule needs no loss.
+
+    Attributes:
+        up: factor when the norm falls.
+        down: factor when the norm grows.
+        tolerance: change of the log norm that counts as none.
     """
 
     up: float = 1.05
@@ -191,13 +207,18 @@ class GradientNormRule(ReactiveRule):
 
 @dataclass(frozen=True)
 class GreedyLR(ReactiveRule):
-    """Divide the LR by `factor` < 1 while the loss improves on its best, multiply by it while it does not.
+    """Divide the LR by `factor` < 1 while the loss improves on its best, and multiply by it while it does not.
 
-    Subramanian, Krishnamoorthy and Murthy 2025, arXiv 2512.14527: with more than `patience` good intervals in a row
-    the LR is divided, with more than `patience` bad ones multiplied. The paper's smoothing window is the mean
-    over our interval; its warmup and cooldown counters are left at zero, their default.
+    After more than `patience` good intervals in a row the LR is divided, after more than `patience` bad ones
+    multiplied. With factor 0.9 and patience 0, three improvements in a row give 0.9 ** -3 = 1.37 times the LR.
 
-    Example: factor 0.9, patience 0: three improvements in a row give 0.9 ** -3 = 1.37 times the LR.
+    Source: Subramanian, Krishnamoorthy and Murthy 2025, arXiv 2512.14527. The mean over an interval takes the place of
+    the paper's smoothing window; its warmup and cooldown counters stay at zero, their default.
+
+    Attributes:
+        factor: of a cut; its inverse is that of a rise.
+        patience: intervals in a row that are tolerated before either.
+        threshold: least relative fall of the loss that counts as an improvement.
     """
 
     factor: float = 0.9
@@ -222,9 +243,13 @@ class GreedyLR(ReactiveRule):
 
 @dataclass(frozen=True)
 class UpDownRule(ReactiveRule):
-    """The reactive rule to be tuned: LR times `up` if the loss fell since the last interval, else times `down`.
+    """Multiply the LR by `up` if the loss fell since the last interval, otherwise by `down`.
 
-    Both factors are searched, which is all that separates it from GreedyLR without memory of the best loss.
+    The reactive rule meant for tuning: it is `GreedyLR` with two factors to search and no memory of the best loss.
+
+    Attributes:
+        up: factor when the loss falls.
+        down: factor when it does not, or when it explodes.
     """
 
     up: float = 1.05

@@ -28,7 +28,7 @@ def over_runs(function: Callable[[Tensor, Tensor], Tensor]) -> RunLoss:
         `(num_runs, batch, …)` outputs and targets to `(num_runs,)`.
 
     Example:
-        >>> over_runs(functional.mse_loss)(torch.zeros(2, 3, 1), torch.ones(2, 3, 1)).tolist()
+        >>> over_runs(torch.nn.functional.mse_loss)(torch.zeros(2, 3, 1), torch.ones(2, 3, 1)).tolist()
         [1.0, 1.0]
     """
     return KNOWN.get(function) or vmap(function)

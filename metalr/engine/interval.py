@@ -28,12 +28,26 @@ class Interval(NamedTuple):
     lr: Tensor
 
 
+class Trace(NamedTuple):
+    """What the statistics of an interval are computed from.
+
+    Attributes:
+        losses: `(num_steps, num_runs)`.
+        gradient_before, gradient_last: of the last two inner steps, `(num_runs, num_params)`; the first is empty where
+            the interval has one step.
+        params_before: weights before the last inner step, `(num_runs, num_params)`.
+    """
+
+    losses: Tensor
+    gradient_before: Tensor
+    gradient_last: Tensor
+    params_before: Tensor
+
+
 def run_interval(
     advance: Advance, layout: ParameterLayout, state: RunState, batches: Iterable[Batch], lr: Tensor
 ) -> tuple[RunState, RunStats]:
-    """Apply an inner step for each LR and measure them.
-
-    Gradients and updates are compared over the last two steps only, which is all that the statistics need.
+    """Apply an inner step for each LR and measure the interval; at least two steps.
 
     Args:
         advance: the inner step.
@@ -42,18 +56,33 @@ def run_interval(
         batches: one for each step.
         lr: `(num_steps, num_runs, num_groups)`.
     """
+    state, trace = run_steps(advance, state, batches, lr)
+    return state, measure(layout, trace, state.params)
+
+
+def run_steps(advance: Advance, state: RunState, batches: Iterable[Batch], lr: Tensor) -> tuple[RunState, Trace]:
+    """Apply an inner step for each LR and keep what `measure` needs.
+
+    Gradients and updates are compared over the last two steps only, so nothing else is held.
+    """
     losses: list[Tensor] = []
     before = last = old = torch.empty(0)
     for batch, step_lr in zip(batches, lr.unbind(), strict=True):
         before, old = last, state.params
         state, loss, last = advance(state, batch, step_lr)
         losses.append(loss)
+    return state, Trace(torch.stack(losses), before, last, old)
+
+
+def measure(layout: ParameterLayout, trace: Trace, params: Tensor) -> RunStats:
+    """The statistics of an interval that ended with `params`, `(num_runs, num_params)`."""
+    before, last = trace.gradient_before, trace.gradient_last
     square_before, square_last = layout.group_sum(before.square()), layout.group_sum(last.square())
-    return state, RunStats(
-        *stats.loss_stats(torch.stack(losses)),
+    return RunStats(
+        *stats.loss_stats(trace.losses),
         gradient_norm=stats.gradient_norm(square_before, square_last),
         gradient_cosine=stats.cosine(layout.group_sum(before * last), square_before, square_last),
-        update_ratio=update_ratio(layout, state.params, old),
+        update_ratio=update_ratio(layout, params, trace.params_before),
     )
 
 

@@ -1,7 +1,7 @@
 """Inner optimizers as pure functions of flat parameter matrices; the learning rate is an argument of the update.
 
-All tensors are `(num_runs, num_params)`; `lr` broadcasts against them, so that every run and every parameter
-group has its own. Each update equals the `torch.optim` class of the same name, which `to_torch` builds.
+All tensors are `(num_runs, num_params)`, and `lr` broadcasts against them, so that every run and every parameter
+group has its own. Each update equals that of the `torch.optim` class of the same name, which `to_torch` builds.
 """
 
 from abc import ABC, abstractmethod
@@ -13,17 +13,17 @@ from torch import Tensor
 
 OptimizerState = tuple[Tensor, ...]
 
-# Inside a square root: keeps its derivative finite where a second moment is zero, far below any eps.
+# Added under square roots: keeps the derivative finite where a second moment is zero, and is far below any eps.
 _TINY = 1e-36
 
 
 @dataclass(frozen=True)
 class InnerOptimizer(ABC):
-    """What every inner optimizer shares.
+    """The interface of an inner optimizer, and the settings that all of them share.
 
     Attributes:
-        weight_decay: L2 penalty added to the gradient (decoupled in `AdamW`), in 1/step.
-        clip_norm: the gradient of each run is scaled down to this Euclidean norm; None leaves it alone.
+        weight_decay: factor of the L2 penalty; weight_decay * params is added to the gradient (`AdamW` decouples it).
+        clip_norm: largest Euclidean norm of each run's gradient, which is scaled down to it; None leaves it alone.
     """
 
     weight_decay: float = 0.0
@@ -31,20 +31,20 @@ class InnerOptimizer(ABC):
 
     @abstractmethod
     def init(self, params: Tensor) -> OptimizerState:
-        """The buffers before the first update, for params `(num_runs, num_params)`."""
+        """Return the buffers before the first update, for params `(num_runs, num_params)`."""
 
     @abstractmethod
     def update(
         self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
     ) -> tuple[Tensor, OptimizerState]:
-        """One update, out of place.
+        """Make one update, out of place.
 
         Args:
             gradient: `(num_runs, num_params)`, already clipped.
-            state: from `init` or the last update.
+            state: from `init` or the previous update.
             params: `(num_runs, num_params)`.
             lr: `(num_runs, 1)` or `(num_runs, num_params)`.
-            step: `(num_runs, 1)`, updates done before this one.
+            step: `(num_runs, 1)`, number of updates before this one.
 
         Returns:
             The new params and the new state.
@@ -52,10 +52,14 @@ class InnerOptimizer(ABC):
 
     @abstractmethod
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
-        """The same optimizer from `torch.optim`. Clipping stays with the caller's loop, as in torch."""
+        """Build the same optimizer from `torch.optim`. Clipping is left to the caller's loop, as in torch.
+
+        Raises:
+            NotImplementedError: `torch.optim` has no such optimizer.
+        """
 
     def clip(self, gradient: Tensor) -> Tensor:
-        """Scale each run's gradient down to `clip_norm`, as `torch.nn.utils.clip_grad_norm_` does."""
+        """Scale each run's gradient `(num_runs, num_params)` down to `clip_norm`, as torch's `clip_grad_norm_` does."""
         if self.clip_norm is None:
             return gradient
         norm = (gradient.square().sum(-1, keepdim=True) + _TINY).sqrt()
@@ -67,9 +71,16 @@ class InnerOptimizer(ABC):
 
 @dataclass(frozen=True)
 class SGD(InnerOptimizer):
-    """params -= lr * (momentum buffer); heavy-ball or Nesterov, as `torch.optim.SGD` without dampening.
+    """Gradient descent with heavy-ball or Nesterov momentum, as `torch.optim.SGD` without dampening.
 
-    Example: a gradient of 2 at lr 0.1 moves a parameter from 1 to 0.8.
+    Equation: buffer = momentum * buffer + gradient; params -= lr * buffer, or for Nesterov's variant
+    params -= lr * (gradient + momentum * buffer).
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum", in torch's variant.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> SGD().update(2.0 * one, (), one, 0.1 * one, step=0 * one)[0].item()
+        0.8
     """
 
     momentum: float = 0.0
@@ -96,7 +107,17 @@ class SGD(InnerOptimizer):
 
 @dataclass(frozen=True)
 class RMSprop(InnerOptimizer):
-    """params -= lr * gradient / (sqrt(running mean of its square) + eps), as `torch.optim.RMSprop`."""
+    """Gradient over the root of its running mean square, as `torch.optim.RMSprop` without momentum.
+
+    Equation: square = decay * square + (1 - decay) * gradient**2; params -= lr * gradient / (sqrt(square) + eps).
+    Source: Tieleman and Hinton 2012, lecture 6.5 of "Neural networks for machine learning".
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = RMSprop()
+        >>> round(optimizer.update(2.0 * one, optimizer.init(one), one, 0.01 * one, step=0 * one)[0].item(), 6)
+        0.9
+    """
 
     decay: float = 0.99
     eps: float = 1e-8
@@ -117,7 +138,17 @@ class RMSprop(InnerOptimizer):
 
 @dataclass(frozen=True)
 class Adagrad(InnerOptimizer):
-    """params -= lr * gradient / (sqrt(sum of its squares) + eps), as `torch.optim.Adagrad` (Duchi et al. 2011)."""
+    """Gradient over the root of the sum of its squares, as `torch.optim.Adagrad`.
+
+    Equation: total = total + gradient**2; params -= lr * gradient / (sqrt(total) + eps).
+    Source: Duchi, Hazan and Singer 2011, "Adaptive subgradient methods".
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = Adagrad()
+        >>> round(optimizer.update(2.0 * one, optimizer.init(one), one, 0.1 * one, step=0 * one)[0].item(), 6)
+        0.9
+    """
 
     eps: float = 1e-10
 
@@ -137,9 +168,19 @@ class Adagrad(InnerOptimizer):
 
 @dataclass(frozen=True)
 class Adam(InnerOptimizer):
-    """Adam (Kingma and Ba 2015, algorithm 1), as `torch.optim.Adam`.
+    """Adam: running mean of the gradient over the root of its running mean square, as `torch.optim.Adam`.
 
-    Example: the first update moves every parameter by almost exactly lr, whatever the gradient's size.
+    Equation: mean = beta1 * mean + (1 - beta1) * gradient; square = beta2 * square + (1 - beta2) * gradient**2;
+    params -= lr * (mean / (1 - beta1**t)) / (sqrt(square / (1 - beta2**t)) + eps) at update t = 1, 2, ...
+    Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1.
+
+    Example:
+        The first update moves every parameter by almost exactly lr, whatever the size of the gradient.
+
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = Adam()
+        >>> round(optimizer.update(2.0 * one, optimizer.init(one), one, 0.1 * one, step=0 * one)[0].item(), 6)
+        0.9
     """
 
     beta1: float = 0.9
@@ -171,7 +212,17 @@ class Adam(InnerOptimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`."""
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+
+    Equation: params = params * (1 - lr * weight_decay), then the update of `Adam`.
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.
+
+    Example:
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = AdamW(weight_decay=0.5)
+        >>> optimizer.update(0.0 * one, optimizer.init(one), one, 0.1 * one, step=0 * one)[0].item()
+        0.95
+    """
 
     weight_decay: float = 0.01
 
@@ -189,12 +240,21 @@ class AdamW(Adam):
 class ExpectedSGD(InnerOptimizer):
     """SGD on a noisy quadratic, in expectation: the params are the second moments of the weights.
 
-    With loss ½ Σ hᵢ wᵢ² and gradient noise of variance `noise`·hᵢ, one SGD step maps Aᵢ = E[wᵢ²] to
+    With loss ½ Σ hᵢ wᵢ² and gradient noise of variance `noise`·hᵢ, one SGD update maps Aᵢ = E[wᵢ²] to
 
         Aᵢ ← (1 - lr·hᵢ)² Aᵢ + lr²·noise·hᵢ        (Wu et al. 2018, "short-horizon bias", section 3)
 
-    The loss ½ Σ hᵢ Aᵢ has the gradient hᵢ/2 with respect to Aᵢ, which is how the curvature arrives here.
-    Example: h = 1, A = 1, lr = 1, noise = 0.01 gives A = 0.01.
+    The loss ½ Σ hᵢ Aᵢ has the gradient hᵢ/2 with respect to Aᵢ, from which `update` recovers the curvature.
+
+    Raises:
+        ValueError: weight_decay is not 0.
+
+    Example:
+        With h = 1, the gradient is 0.5.
+
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> ExpectedSGD(noise=0.01).update(0.5 * one, (), one, lr=one, step=0 * one)[0].item()
+        0.01
     """
 
     noise: float = 0.01
@@ -202,7 +262,8 @@ class ExpectedSGD(InnerOptimizer):
     def __post_init__(self) -> None:
         if self.weight_decay:
             raise ValueError(
-                f"got weight_decay {self.weight_decay}, expected 0: ExpectedSGD follows the plain recursion"
+                f"got weight_decay {self.weight_decay}, expected 0, since ExpectedSGD follows the plain recursion: "
+                "leave it out"
             )
 
     def init(self, params: Tensor) -> OptimizerState:
@@ -233,9 +294,14 @@ OPTIMIZERS: dict[str, InnerOptimizer] = {
 
 
 def from_torch(optimizer: torch.optim.Optimizer, group: dict) -> InnerOptimizer | None:
-    """The inner optimizer that does what a `torch.optim` one does for a parameter group, or None if none does.
+    """Return the inner optimizer that does what a `torch.optim` one does to a parameter group, or None if none does.
 
-    Used to foresee the first update of a user's optimizer without touching it.
+    It predicts the first update of a user's optimizer without touching that optimizer.
+
+    Example:
+        >>> theirs = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+        >>> from_torch(theirs, theirs.param_groups[0])
+        SGD(weight_decay=0.0, clip_norm=None, momentum=0.9, nesterov=False)
     """
     decay = {"weight_decay": float(group.get("weight_decay", 0.0))}
     if group.get("maximize") or group.get("amsgrad") or group.get("centered"):

@@ -1,6 +1,6 @@
-"""Inner optimizers that are themselves rivals of a schedule: hypergradient descent and Lookahead.
+"""Inner optimizers that are rivals of a schedule in their own right: hypergradient descent and Lookahead.
 
-They wrap another inner optimizer and obey the same contract, so the batched engine trains them as any other.
+They wrap another inner optimizer and keep the same contract, so the batched engine runs them like any other.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metalr.optimizers.classic import SGD, Adam, AdamW, ExpectedSGD, InnerOptimizer, OptimizerState
+from metalr.optimizers.classic import SGD, AdamW, ExpectedSGD, InnerOptimizer, OptimizerState
 
 
 def _no_torch(name: str) -> NotImplementedError:
@@ -21,22 +21,34 @@ def _no_torch(name: str) -> NotImplementedError:
 
 @dataclass(frozen=True)
 class Hypergradient(InnerOptimizer):
-    """Gradient descent on the LR of another optimizer, while it trains (Baydin et al. 2018, arXiv 1703.04782).
+    """Gradient descent on the LR of another optimizer during training (Baydin et al. 2018, arXiv 1703.04782).
 
     The optimizer's update is -lr·dₜ with a direction dₜ that does not depend on the LR (the gradient for SGD, the
-    ratio of moments for Adam). The derivative of the loss by the LR of the step before is -gₜ·dₜ₋₁, hence
+    ratio of moments for Adam). The derivative of the loss with respect to the previous LR is -gₜ·dₜ₋₁, hence
 
-        lrₜ = lrₜ₋₁ + beta · gₜ·dₜ₋₁,   paramsₜ = paramsₜ₋₁ - lrₜ·dₜ,   d₀ = 0      (algorithms 4 and 5 there)
+        lrₜ = lrₜ₋₁ + beta · gₜ·dₜ₋₁,   paramsₜ = paramsₜ₋₁ - lrₜ·dₜ,   d₀ = 0      (their algorithms 4 and 5)
 
-    `Hypergradient(inner=SGD())` is SGD-HD and `Hypergradient(inner=Adam())` is Adam-HD. The LR is the optimizer's
-    own state: the `lr` argument is its initial value and is not read after the first update. As in the paper
-    nothing bounds it, so a large beta can drive it below zero.
+    `Hypergradient(inner=SGD())` is SGD-HD and `Hypergradient(inner=Adam())` is Adam-HD. The LR is part of the
+    optimizer's state: the `lr` argument is its initial value and is not read after the first update. As in the
+    paper, nothing bounds it, so a large beta can drive it below zero.
 
     Attributes:
-        inner: whose LR is learned. Weight decay and clipping are `inner`'s.
+        inner: the optimizer whose LR is learned; its weight decay and clipping apply.
         beta: LR of the LR, in LR per (gradient · direction).
 
-    Example: SGD, beta 0.01, gradients 2 then 3 from lr 0.1: the second update has lr 0.1 + 0.01·(3·2) = 0.16.
+    Raises:
+        ValueError: `inner` has an update that is not proportional to its LR, or beta is negative or not finite; from
+            `update`, if there is more than one LR per run.
+
+    Example:
+        The LR of the second update is 0.1 + 0.01·(3·2).
+
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = Hypergradient(inner=SGD(), beta=0.01)
+        >>> params, state = optimizer.update(2.0 * one, optimizer.init(one), one, lr=0.1 * one, step=0 * one)
+        >>> params, state = optimizer.update(3.0 * one, state, params, lr=0.1 * one, step=one)
+        >>> state[0].item()
+        0.16
     """
 
     inner: InnerOptimizer = field(default_factory=SGD)
@@ -55,7 +67,7 @@ class Hypergradient(InnerOptimizer):
         return self.inner.clip(gradient)
 
     def init(self, params: Tensor) -> OptimizerState:
-        """The LR `(num_runs, 1)`, the last direction `(num_runs, num_params)`, and the inner state."""
+        """Return the LR `(num_runs, 1)`, the last direction `(num_runs, num_params)`, and the inner state."""
         lr = params.new_zeros((params.shape[0], 1))
         return lr, torch.zeros_like(params), *self.inner.init(params)
 
@@ -64,12 +76,12 @@ class Hypergradient(InnerOptimizer):
     ) -> tuple[Tensor, OptimizerState]:
         if lr.shape[-1] != 1:
             raise ValueError(
-                f"got LRs for {lr.shape[-1]} parameters, expected one LR for each run: "
+                f"got LRs for {lr.shape[-1]} parameters, expected one LR per run: "
                 "use groups='global' with hypergradient descent"
             )
         own_lr, last_direction, *inner_state = state
         own_lr = torch.where(step == 0, lr.to(params), own_lr)
-        # The loss that is differentiated includes the L2 penalty, unless the penalty is decoupled.
+        # The differentiated loss includes the L2 penalty, unless the penalty is decoupled.
         own_lr = own_lr + self.beta * (self._slope(gradient, params) * last_direction).sum(-1, keepdim=True)
         direction, new_inner = self._direction(gradient, tuple(inner_state), params, step)
         return params - own_lr * direction, (own_lr, direction, *new_inner)
@@ -83,9 +95,9 @@ class Hypergradient(InnerOptimizer):
     def _direction(
         self, gradient: Tensor, state: OptimizerState, params: Tensor, step: Tensor
     ) -> tuple[Tensor, OptimizerState]:
-        """What the inner optimizer would subtract at LR 1.
+        """The step that the inner optimizer would subtract at LR 1, and its new state.
 
-        Taken from zero weights, so that nothing is lost to rounding in weights - update.
+        Taken from zero weights, so that weights - update loses nothing to rounding.
         """
         one = torch.ones_like(params[:, :1])
         moved, state = self.inner.update(self._slope(gradient, params), state, params * 0.0, one, step)
@@ -99,12 +111,23 @@ class Lookahead(InnerOptimizer):
 
         every k updates:  slow ← slow + share · (fast - slow),  fast ← slow
 
-    The inner optimizer's buffers are kept at the synchronisation, the paper's default.
+    The inner optimizer keeps its buffers at a synchronisation, the paper's default.
 
     Attributes:
-        inner: moves the fast weights. Weight decay and clipping are `inner`'s.
+        inner: the optimizer of the fast weights; its weight decay and clipping apply.
         k: updates between synchronisations.
-        share: of the way that the slow weights go, in (0, 1].
+        share: fraction of the way to the fast weights that the slow weights move, in (0, 1].
+
+    Raises:
+        ValueError: k or share is out of range.
+
+    Example:
+        SGD moves the fast weight from 1 to 0.8, and the slow weight follows half of the way.
+
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = Lookahead(inner=SGD(), k=1, share=0.5)
+        >>> optimizer.update(2.0 * one, optimizer.init(one), one, lr=0.1 * one, step=0 * one)[0].item()
+        0.9
     """
 
     inner: InnerOptimizer = field(default_factory=SGD)
@@ -113,7 +136,9 @@ class Lookahead(InnerOptimizer):
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0.0 < self.share <= 1.0:
-            raise ValueError(f"got k {self.k} and share {self.share}, expected k >= 1 and a share in (0, 1]")
+            raise ValueError(
+                f"got k {self.k} and share {self.share}, expected k >= 1 and a share in (0, 1]: try 5 and 0.5"
+            )
 
     def clip(self, gradient: Tensor) -> Tensor:
         return self.inner.clip(gradient)
@@ -132,7 +157,3 @@ class Lookahead(InnerOptimizer):
 
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         raise _no_torch("Lookahead")
-
-
-SGD_HD = Hypergradient(inner=SGD(), beta=1e-3)
-ADAM_HD = Hypergradient(inner=Adam(), beta=1e-7)

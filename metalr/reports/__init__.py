@@ -1,8 +1,8 @@
-"""What a person looks at.
+"""Reports: tables, figures and pages for people.
 
 report           a comparison as text and as one HTML page
 tables           its tables, column by column
-text_table       tables drawn as text, with rich, or as HTML
+text_table       aligned columns; grids drawn as text, with rich, or as HTML
 figures          its pictures
 decision_figure  a picture of what a `LearnedLR` saw and did
 lr_range_test    the LR range test

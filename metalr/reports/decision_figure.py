@@ -6,7 +6,7 @@ from typing import Any
 from metalr.reports.figures import panels, plain_ticks
 from metalr.schedulers.learned_lr import LearnedLR
 
-# What a reader looks at first; the masks are only shown where one of them is asked for.
+# The features that say most; the masks are shown where they are asked for.
 SHOWN = ("loss_total", "loss_slope", "gradient_total", "gradient_cosine_mean", "update_ratio", "loss_exploded")
 
 
@@ -44,7 +44,7 @@ def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, 
 
 
 def _draw_multiplier(axis: Any, scheduler: LearnedLR, updates: list[int], multipliers: list[float]) -> None:
-    until = max(scheduler._updates, updates[-1])  # the last decision holds to the present end
+    until = max(scheduler.updates, updates[-1])  # the last decision holds to the present end
     axis.step([*updates, until], [*multipliers, multipliers[-1]], where="post", color="#0072B2", linewidth=1.8)
     axis.axhline(1.0, color="#7F7F7F", linewidth=0.8)
     action = getattr(scheduler.controller, "action", None)

@@ -5,24 +5,24 @@ Reads records and never trains. Needs matplotlib, which is imported when a figur
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from metalr.compare import results, selection, statistics
-from metalr.records import Record
-
-if TYPE_CHECKING:
-    from metalr.compare.comparison import Comparison
+from metalr.compare.comparison import Comparison
+from metalr.compare.contenders import Kind
+from metalr.compare.run_record import RunRecord
+from metalr.compare.selection import Criterion
 
 # Okabe and Ito's palette without yellow: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
-_STYLES = {"control": (0, (4, 2)), "target": (0, (1, 1.5))}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A", "#7F7F7F")
+_DASHES = {Kind.ABLATION: (0, (4, 2)), Kind.TARGET: (0, (1, 1.5))}
 # More lines than this cannot be told apart.
 MAX_LINES = 8
 
 
-def _pyplot() -> Any:
+def _figure_class() -> Any:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    figure = _pyplot()(figsize=(5.2 * count + 2.0, height), layout="constrained")
+    figure = _figure_class()(figsize=(5.2 * count + 2.0, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -46,49 +46,46 @@ def panels(count: int, height: float = 3.6) -> tuple[Any, list[Any]]:
     return figure, list(axes)
 
 
-def _kinds(records: Sequence[Record]) -> dict[str, str]:
-    return {record["contender"]: record["kind"] for record in records}
-
-
-def _line_styles(names: Sequence[str], kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Learned controllers are thick and come on top; controls are dashed."""
+def _line_styles(names: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, dict[str, Any]]:
+    """Learned controllers are thick and on top; ablations are dashed, target setters dotted."""
     styles = {}
     for index, name in enumerate(names):
-        kind = kinds.get(name, "schedule")
+        kind = kinds.get(name, Kind.SCHEDULE)
         styles[name] = {
-            "color": _COLOURS[index % len(_COLOURS)],
-            "linewidth": 2.6 if kind == "controller" else 1.5,
-            "linestyle": _STYLES.get(kind, "-"),
-            "zorder": 3 if kind == "controller" else 2,
+            "color": COLOURS[index % len(COLOURS)],
+            "linewidth": 2.6 if kind is Kind.LEARNED else 1.5,
+            "linestyle": _DASHES.get(kind, "-"),
+            "zorder": 3 if kind is Kind.LEARNED else 2,
         }
     return styles
 
 
-def shown_contenders(comparison: "Comparison", task: str, criterion: str = "train") -> list[str]:
-    """Who is drawn unless told otherwise: the controllers, the tuned best, cosine, constant, then the others."""
+def shown_contenders(comparison: Comparison, task: str, criterion: Criterion = Criterion.TRAIN) -> list[str]:
+    """The contenders of a figure that names none: controllers, the tuned best, cosine, constant, then the others."""
     names = selection.contenders_of(comparison.records, task)
-    kinds = _kinds(comparison.records)
+    kinds = selection.kinds_of(comparison.records)
+    learned = [name for name in names if kinds[name] is Kind.LEARNED]
     best = selection.tuned_best(comparison.records, task, criterion)
-    first = [name for name in names if kinds[name] == "controller"]
-    wanted = [*first, best, "cosine", "constant", *(n for n in names if kinds[n] in ("control", "schedule"))]
-    return [name for name in dict.fromkeys(wanted) if name in names][:MAX_LINES]
+    others = [name for name in names if kinds[name] in (Kind.ABLATION, Kind.SCHEDULE)]
+    wanted = dict.fromkeys([*learned, best, "cosine", "constant", *others])
+    return [name for name in wanted if name in names][:MAX_LINES]
 
 
-def repair_figure(comparison: "Comparison", contender: str, task: str | None = None) -> Any:
-    """What one contender does from each wrong base LR: LR and train loss over the run, a line for each factor.
+def repair_figure(comparison: Comparison, contender: str, task: str | None = None) -> Any:
+    """LR and train loss of one contender from each wrong base LR, a line for each factor.
 
-    The dashed line is the tuned best schedule's LR and loss.
+    The dashed line is the tuned best schedule. The task is the first one unless named.
     """
     name = task or comparison.tasks[0]
-    best = selection.tuned_best(comparison.records, name, "train")
-    groups = {f"tuned {best}": selection.chosen_runs(comparison.records, name, best, "train")}
+    best = selection.tuned_best(comparison.records, name, Criterion.TRAIN)
+    groups = {f"tuned {best}": selection.chosen_runs(comparison.records, name, best, Criterion.TRAIN)}
     for factor in sorted(comparison.settings.factors):
         groups[f"base LR x{factor:g}"] = selection.select(
             comparison.records, task=name, contender=contender, phase="wrong-base", base_lr_factor=factor
         )
     figure, (lr_axis, loss_axis) = panels(2)
     for index, (label, runs) in enumerate(groups.items()):
-        style = {"color": _COLOURS[index - 1], "linewidth": 1.8} if index else {"color": "black", "linestyle": "--"}
+        style = {"color": COLOURS[index - 1], "linewidth": 1.8} if index else {"color": "black", "linestyle": "--"}
         _draw_run(lr_axis, loss_axis, comparison, runs, label, style)
     _finish_run_axes(lr_axis, loss_axis)
     figure.suptitle(f"{name}: {contender} from wrong base LRs", fontsize=11)
@@ -97,14 +94,19 @@ def repair_figure(comparison: "Comparison", contender: str, task: str | None = N
 
 
 def _draw_run(
-    lr_axis: Any, loss_axis: Any, comparison: "Comparison", runs: Sequence[Record], label: str, style: Mapping[str, Any]
+    lr_axis: Any,
+    loss_axis: Any,
+    comparison: Comparison,
+    runs: Sequence[RunRecord],
+    label: str,
+    style: Mapping[str, Any],
 ) -> None:
-    curves = [comparison.curves[run["cell"]] for run in runs if run["cell"] in comparison.curves]
+    curves = [comparison.curves[run.key] for run in runs if run.key in comparison.curves]
     if not curves:
         return
-    step = np.array([0, *curves[0]["step"]])
-    _band(lr_axis, step[:-1], [c["lr"] for c in curves], label, style)
-    _band(loss_axis, (step[1:] + step[:-1]) / 2, [c["train_loss"] for c in curves], label, style)
+    step = np.array([0, *curves[0].step])
+    _band(lr_axis, step[:-1], [curve.lr for curve in curves], label, style)
+    _band(loss_axis, (step[1:] + step[:-1]) / 2, [curve.train_loss for curve in curves], label, style)
 
 
 def _finish_run_axes(lr_axis: Any, loss_axis: Any) -> None:
@@ -115,31 +117,31 @@ def _finish_run_axes(lr_axis: Any, loss_axis: Any) -> None:
 
 
 def curves_figure(
-    comparison: "Comparison",
+    comparison: Comparison,
     task: str | None = None,
     contenders: Sequence[str] | None = None,
-    criterion: selection.Criterion = "train",
+    criterion: Criterion = Criterion.TRAIN,
 ) -> Any:
     """LR and train loss over the run, medians over the fresh seeds with the middle half shaded.
 
     Args:
         comparison: with curves.
-        task: its name; the first one by default.
-        contenders: whom to draw; see `shown_contenders`.
+        task: its name; None for the first one.
+        contenders: names; None for `shown_contenders`.
         criterion: which choice of the LR is drawn.
 
     Returns:
         A matplotlib figure.
     """
     name = task or comparison.tasks[0]
-    drawn = list(contenders or shown_contenders(comparison, name, criterion))
-    styles = _line_styles(drawn, _kinds(comparison.records))
+    drawn = shown_contenders(comparison, name, criterion) if contenders is None else contenders
+    styles = _line_styles(drawn, selection.kinds_of(comparison.records))
     figure, (lr_axis, loss_axis) = panels(2)
     for contender in drawn:
         runs = selection.chosen_runs(comparison.records, name, contender, criterion)
         _draw_run(lr_axis, loss_axis, comparison, runs, contender, styles[contender])
     _finish_run_axes(lr_axis, loss_axis)
-    figure.suptitle(f"{name}: LR chosen on {criterion} loss", fontsize=11)
+    figure.suptitle(f"{name}: LR chosen on {criterion.selected_on} loss", fontsize=11)
     _legend(figure, loss_axis)
     return figure
 
@@ -178,28 +180,28 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def regret_figure(
-    comparison: "Comparison",
+    comparison: Comparison,
     task: str | None = None,
     contenders: Sequence[str] | None = None,
-    criterion: selection.Criterion = "train",
+    criterion: Criterion = Criterion.TRAIN,
 ) -> Any:
     """Regret against the factor by which the base LR is wrong: medians over the seeds with 95 % intervals."""
     name = task or comparison.tasks[0]
     rows = results.wrong_base_table(comparison.records, name, contenders, criterion=criterion)
-    order = list(dict.fromkeys(row["contender"] for row in rows if row["factor"] is not None))
-    kinds = _kinds(comparison.records)
-    first = sorted(order, key=lambda n: (kinds[n] != "controller", order.index(n)))
-    drawn = list(contenders) if contenders else first[:MAX_LINES]
+    kinds = selection.kinds_of(comparison.records)
+    drawn = contenders
+    if drawn is None:
+        names = list(dict.fromkeys(row.contender for row in rows if row.factor is not None))
+        drawn = sorted(names, key=lambda n: (kinds[n] is not Kind.LEARNED, names.index(n)))[:MAX_LINES]
     styles = _line_styles(drawn, kinds)
     figure, (axis,) = panels(1)
-    finite = [row["regret"].value for row in rows if np.isfinite(row["regret"].value)]
+    finite = [row.regret.value for row in rows if np.isfinite(row.regret.value)]
     ceiling = 1.2 * max([*finite, 0.1])
     for contender in drawn:
-        own = [row for row in rows if row["contender"] == contender and row["factor"] is not None]
-        factor = [row["factor"] for row in own]
-        low, middle, high = (
-            np.minimum([getattr(row["regret"], part) for row in own], ceiling) for part in ("low", "value", "high")
-        )
+        own = [row for row in rows if row.contender == contender and row.factor is not None]
+        factor = [row.factor for row in own]
+        regrets = np.array([row.regret for row in own]).reshape(-1, 3)
+        middle, low, high = np.minimum(regrets, ceiling).T
         axis.plot(factor, middle, label=contender, marker="o", markersize=4, **styles[contender])
         axis.fill_between(factor, low, high, color=styles[contender]["color"], alpha=0.12, linewidth=0)
     axis.axhline(0.0, color="black", linewidth=0.8)
@@ -207,18 +209,17 @@ def regret_figure(
         axis.axhline(ceiling, color="black", linewidth=0.8, linestyle=":")
         axis.text(0.01, ceiling, "most runs diverged", transform=axis.get_yaxis_transform(), va="bottom", fontsize=8)
     axis.set(xscale="log", xlabel="base LR / default base LR", ylabel="regret: log(loss / tuned best)")
-    axis.set_title(f"{name}: final {criterion if criterion == 'train' else 'test'} loss", fontsize=11)
+    axis.set_title(f"{name}: final {criterion.reported_on} loss", fontsize=11)
     _legend(figure, axis)
     return figure
 
 
 def profile_figure(
-    comparison: "Comparison", criterion: selection.Criterion = "train", contenders: Sequence[str] | None = None
+    comparison: Comparison, criterion: Criterion = Criterion.TRAIN, contenders: Sequence[str] | None = None
 ) -> Any:
     """Share of the runs of all tasks whose loss is at most tau times the tuned best's from the same seed."""
-    kinds = _kinds(comparison.records)
-    drawn = list(contenders or shown_contenders(comparison, comparison.tasks[0], criterion))
-    styles = _line_styles(drawn, kinds)
+    drawn = shown_contenders(comparison, comparison.tasks[0], criterion) if contenders is None else contenders
+    styles = _line_styles(drawn, selection.kinds_of(comparison.records))
     figure, (axis,) = panels(1)
     tau = np.geomspace(0.9, 4.0, 300)
     for contender in drawn:
@@ -232,29 +233,27 @@ def profile_figure(
     axis.set(xscale="log", xlabel="tau", ylabel="share of runs with loss ≤ tau · tuned best", ylim=(-0.02, 1.02))
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_xticks([], minor=True)
-    axis.set_title(f"profile of the final {'train' if criterion == 'train' else 'test'} loss", fontsize=11)
+    axis.set_title(f"profile of the final {criterion.reported_on} loss", fontsize=11)
     _legend(figure, axis)
     return figure
 
 
-def time_profile_figure(comparison: "Comparison") -> Any:
+def time_profile_figure(comparison: Comparison) -> Any:
     """Share of tasks on which the median run reaches the target within tau times the fastest contender's steps."""
     times = {
-        task: {
-            row["contender"]: row["median"] for row in results.time_table(comparison.records, comparison.curves, task)
-        }
+        task: {row.contender: row.median for row in results.time_table(comparison.records, comparison.curves, task)}
         for task in comparison.tasks
     }
     drawn = [
         name
-        for name in shown_contenders(comparison, comparison.tasks[0], "valid")
+        for name in shown_contenders(comparison, comparison.tasks[0], Criterion.VALID)
         if all(name in found for found in times.values())
     ]
     everyone = sorted(set.intersection(*(set(found) for found in times.values())))
     costs = np.array([[times[task][name] for task in comparison.tasks] for name in everyone])
     tau = np.geomspace(1.0, 10.0, 200)
     profile = dict(zip(everyone, statistics.performance_profile(costs, tau), strict=True))
-    styles = _line_styles(drawn, _kinds(comparison.records))
+    styles = _line_styles(drawn, selection.kinds_of(comparison.records))
     figure, (axis,) = panels(1)
     for contender in drawn:
         axis.plot(tau, profile[contender], label=contender, **styles[contender])

@@ -26,7 +26,7 @@ _EXPLODED = 4.0
 
 @dataclass(frozen=True)
 class LRCurve:
-    """What the range test saw.
+    """The result of an LR range test.
 
     Attributes:
         lr: `(num_points,)`, ascending.
@@ -90,7 +90,7 @@ def find_lr(
 
 
 def _smooth(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gaussian mean of log losses along the first axis; what a diverged run would have shown is left out."""
+    """Gaussian mean of log losses along the first axis, over the runs that have not diverged."""
     point = np.arange(len(logs))
     kernel = np.exp(-0.5 * ((point[:, None] - point) / _WINDOW) ** 2)
     known = np.isfinite(logs)

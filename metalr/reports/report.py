@@ -8,93 +8,61 @@ import html as escape
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metalr.compare import selection
-from metalr.reports import figures, text_table
-from metalr.reports.tables import edge_warnings, interval, number, result_grid, time_grid, trials_grid, wrong_base_grid
+from metalr.compare.comparison import Comparison
+from metalr.compare.contenders import Kind
+from metalr.compare.run_record import Phase
+from metalr.compare.selection import Criterion
+from metalr.files import write_whole
+from metalr.reports import figures, tables, text_table
 from metalr.reports.text_table import Grid
 
-if TYPE_CHECKING:
-    from metalr.compare.comparison import Comparison
 
-__all__ = [
-    "all_grids",
-    "edge_warnings",
-    "figure",
-    "html",
-    "interval",
-    "number",
-    "repair_figure",
-    "result_grid",
-    "settings_line",
-    "show",
-    "text",
-    "time_grid",
-    "trials_grid",
-    "wrong_base_grid",
-    "wrong_base_text",
-]
-
-
-def all_grids(comparison: "Comparison") -> list[Grid]:
+def all_grids(comparison: Comparison) -> list[Grid]:
     """Every table of a comparison, task by task, as far as it has got."""
     found = []
     for task in comparison.tasks:
         if _reached(comparison, task, "report"):
-            found += [result_grid(comparison, task, "train"), result_grid(comparison, task, "valid")]
+            found += [tables.result_grid(comparison, task, criterion) for criterion in Criterion]
         if _reached(comparison, task, "wrong-base"):
-            found += [wrong_base_grid(comparison, task, value=value) for value in ("loss", "regret")]
+            found += _wrong_base_grids(comparison, task)
         if _reached(comparison, task, "report"):
-            found.append(time_grid(comparison, task))
+            found.append(tables.time_grid(comparison, task))
     return found
 
 
-def _reached(comparison: "Comparison", task: str, phase: str) -> bool:
+def _wrong_base_grids(comparison: Comparison, task: str) -> list[Grid]:
+    return [tables.wrong_base_grid(comparison, task, shown=shown) for shown in (tables.LOSS, tables.REGRET)]
+
+
+def _reached(comparison: Comparison, task: str, phase: Phase) -> bool:
     """Whether a comparison that may have been stopped has records of a phase, and the reference to read them by."""
     if not selection.contenders_of(comparison.records, task, phase):
         return False
-    references = [
-        selection.chosen_runs(
-            comparison.records, task, selection.tuned_best(comparison.records, task, criterion), criterion
-        )
-        for criterion in selection.SELECTION
-    ]
+    references = [selection.tuned_best_runs(comparison.records, task, criterion) for criterion in Criterion]
     return all(len(runs) == comparison.settings.report_seeds for runs in references)
 
 
-def text(comparison: "Comparison") -> str:
+def text(comparison: Comparison) -> str:
     """All tables as plain text, at most 100 columns wide as long as names are short."""
     head = "\n".join(text_table.wrap(settings_line(comparison)))
-    return "\n\n".join([head, *(grid_text(grid) for grid in all_grids(comparison))])
+    return "\n\n".join([head, *map(text_table.as_text, all_grids(comparison))])
 
 
-def wrong_base_text(comparison: "Comparison", task: str | None = None, contenders: Sequence[str] | None = None) -> str:
-    """The table of the demo: final train loss of each contender for each base LR factor, as plain text."""
-    return grid_text(wrong_base_grid(comparison, task or comparison.tasks[0], contenders))
+def wrong_base_text(comparison: Comparison, task: str | None = None, contenders: Sequence[str] | None = None) -> str:
+    """Final train loss of each contender for each base LR factor, as plain text.
+
+    Args:
+        comparison: where it comes from.
+        task: its name; None for the first one.
+        contenders: in this order; None for all.
+    """
+    return text_table.as_text(tables.wrong_base_grid(comparison, task or comparison.tasks[0], contenders))
 
 
-def grid_text(grid: Grid, width: int = text_table.WIDTH) -> str:
-    """As plain text of bearable width: intervals get lines of their own where needed, or are left to the HTML."""
-    cells = [[cell.partition(" [") for cell in row] for row in grid.rows]
-    values = [[value for value, _, _ in row] for row in cells]
-    below = [[rest.removesuffix("]").replace(", ", "–") for _, _, rest in row] for row in cells]
-    rows: list[list[str]] = []
-    marked: set[int] = set()
-    for index, (line, ranges) in enumerate(zip(values, below, strict=True)):
-        marked |= {len(rows)} if index in grid.marked else set()
-        rows += [line, ranges] if any(ranges) else [line]
-    left_out = "Intervals are in the HTML report: they are too wide for this one."
-    layouts = (
-        grid,
-        Grid(grid.title, grid.header, rows, grid.notes, frozenset(marked)),
-        Grid(grid.title, grid.header, values, [*grid.notes, left_out], grid.marked),
-    )
-    drawn = (text_table.as_text(layout, width) for layout in layouts)
-    return next((text for text in drawn if max(map(len, text.splitlines())) <= width), text_table.as_text(layouts[-1]))
-
-
-def settings_line(comparison: "Comparison") -> str:
+def settings_line(comparison: Comparison) -> str:
     """One sentence about the budget."""
     s = comparison.settings
     return (
@@ -104,7 +72,7 @@ def settings_line(comparison: "Comparison") -> str:
     )
 
 
-def show(comparison: "Comparison") -> None:
+def show(comparison: Comparison) -> None:
     """Print all tables, with rich where it is installed."""
     try:
         from rich.console import Console
@@ -121,11 +89,11 @@ def show(comparison: "Comparison") -> None:
 
 
 def figure(
-    comparison: "Comparison",
+    comparison: Comparison,
     path: str | Path,
     task: str | None = None,
     contenders: Sequence[str] | None = None,
-    criterion: selection.Criterion = "train",
+    criterion: Criterion = Criterion.TRAIN,
 ) -> Path:
     """Write the LR and loss curves to an image file; its ending says which kind (.png, .svg, .pdf).
 
@@ -135,7 +103,7 @@ def figure(
     return _save(figures.curves_figure(comparison, task, contenders, criterion), path)
 
 
-def repair_figure(comparison: "Comparison", path: str | Path, contender: str, task: str | None = None) -> Path:
+def repair_figure(comparison: Comparison, path: str | Path, contender: str, task: str | None = None) -> Path:
     """Write LR and loss curves of one contender from every wrong base LR to an image file."""
     return _save(figures.repair_figure(comparison, contender, task), path)
 
@@ -159,7 +127,7 @@ details { margin: 1em 0; }
 """
 
 
-def html(comparison: "Comparison", path: str | Path) -> Path:
+def html(comparison: Comparison, path: str | Path) -> Path:
     """Write one HTML file with every table, figure and setting; it needs no network and no other file.
 
     Raises:
@@ -171,7 +139,7 @@ def html(comparison: "Comparison", path: str | Path) -> Path:
         parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(comparison, task)]
     if all(_reached(comparison, task, "report") for task in comparison.tasks):
         parts.append("<h2>Profiles over all tasks</h2>")
-        parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in ("train", "valid")]
+        parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in Criterion]
         parts.append(_picture(figures.time_profile_figure(comparison)))
     parts += ["<h2>Every setting</h2>", _json(comparison.config), "<h2>Every trial</h2>", *_trials(comparison)]
     page = (
@@ -180,22 +148,22 @@ def html(comparison: "Comparison", path: str | Path) -> Path:
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    write_whole(target, page)
     return target
 
 
-def _task_parts(comparison: "Comparison", task: str) -> list[str]:
+def _task_parts(comparison: Comparison, task: str) -> list[str]:
     if not _reached(comparison, task, "report"):
         return ["<p>Not finished.</p>"]
-    parts = [text_table.as_html(result_grid(comparison, task, criterion)) for criterion in ("train", "valid")]
+    parts = [text_table.as_html(tables.result_grid(comparison, task, criterion)) for criterion in Criterion]
     parts.append(_picture(figures.curves_figure(comparison, task)))
     if _reached(comparison, task, "wrong-base"):
         parts.append(_picture(figures.regret_figure(comparison, task)))
-        parts += [text_table.as_html(wrong_base_grid(comparison, task, value=value)) for value in ("loss", "regret")]
-        learned = selection.select(comparison.records, task=task, kind="controller", phase="wrong-base")
-        names = dict.fromkeys(record["contender"] for record in learned)
+        parts += map(text_table.as_html, _wrong_base_grids(comparison, task))
+        learned = selection.select(comparison.records, task=task, kind=Kind.LEARNED, phase="wrong-base")
+        names = dict.fromkeys(record.contender for record in learned)
         parts += [_picture(figures.repair_figure(comparison, name, task)) for name in names]
-    return [*parts, text_table.as_html(time_grid(comparison, task))]
+    return [*parts, text_table.as_html(tables.time_grid(comparison, task))]
 
 
 def _picture(drawn: Any) -> str:
@@ -210,11 +178,11 @@ def _json(value: Any) -> str:
     )
 
 
-def _trials(comparison: "Comparison") -> list[str]:
+def _trials(comparison: Comparison) -> list[str]:
     """Score of every trial, folded away: the grid is published with the result."""
     parts = []
     for task in comparison.tasks:
         for name in selection.contenders_of(comparison.records, task, "tuning"):
-            grid = trials_grid(comparison, task, name)
+            grid = tables.trials_grid(comparison, task, name)
             parts.append(f"<details><summary>{escape.escape(grid.title)}</summary>{text_table.as_html(grid)}</details>")
     return parts

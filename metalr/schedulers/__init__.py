@@ -2,11 +2,16 @@
 
 schedule_lr   `ScheduleLR`: a schedule as a torch scheduler
 learned_lr    `LearnedLR`: a controller as a torch scheduler
+controlled_run  one run under a controller, independent of torch.optim
+clock         the updates at which decisions fall
+lookahead     the base schedule, evaluated ahead of time
 meter         gradient and update statistics of a `torch.optim` optimizer
+sums          squared norms and scalar products of lists of tensors
+shards        parameters that are sharded over ranks
 loss_log      the losses between two decisions
-ranks         how the ranks of a distributed run reach the same decision
-history       what each decision saw and did
+ranks         agreement between the ranks of a distributed run
+history       a record of each decision
 param_groups  reading, writing and restoring LRs in parameter groups
 hooks         calls around `optimizer.step()`
-adapters      thin adapters to the loops of other libraries
+adapters      integrations with the loops of other libraries
 """

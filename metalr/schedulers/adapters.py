@@ -1,4 +1,4 @@
-"""Thin adapters between `LearnedLR` and the loops of other libraries. Needs none of them."""
+"""Integrations: thin adapters between `LearnedLR` and the loops of other libraries, none of which is imported."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,9 +14,16 @@ from metalr.schedules import Schedule
 
 
 def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callable[..., Any]:
-    """A loss function that also shows its training losses to a scheduler, for Hugging Face's `compute_loss_func`.
+    """A loss function that also passes its training losses to a scheduler, for Hugging Face's `compute_loss_func`.
 
-    Losses that need no gradient, as in evaluation, are not shown.
+    Losses that need no gradient, as in evaluation, are not passed.
+
+    Args:
+        loss_function: returns a loss, or a tuple that begins with it.
+        scheduler: to which the losses are passed.
+
+    Returns:
+        A function with the arguments and results of `loss_function`.
 
     Example:
         trainer = Trainer(..., compute_loss_func=observing(my_loss, scheduler), optimizers=(optimizer, scheduler))
@@ -32,14 +39,14 @@ def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callab
 
 
 def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
-    """Show a scheduler the `loss` that a model returns in training, as models of Hugging Face do.
+    """Pass a scheduler the `loss` that a model returns in training, as Hugging Face models do.
 
     Args:
-        model: its output has a `loss`, as an attribute or under that key, or is a tuple that begins with it.
-        scheduler: that is to observe.
+        model: returns an output with a `loss`, as an attribute or a key, or a tuple that begins with it.
+        scheduler: to which the losses are passed.
 
     Returns:
-        A handle; `handle.remove()` ends it.
+        A handle; `handle.remove()` stops the passing.
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -53,17 +60,17 @@ def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
 
 
 def _observe_if_training(loss: Any, scheduler: LearnedLR) -> None:
-    first = loss[0] if isinstance(loss, tuple) else loss  # (loss, outputs) where outputs are asked for
+    first = loss[0] if isinstance(loss, tuple) else loss  # (loss, outputs) if outputs were asked for
     if isinstance(first, Tensor) and first.requires_grad:
         scheduler.observe(first)
 
 
 class TimmScheduler:
-    """The interface of timm's schedulers around a torch one.
+    """A torch scheduler behind the interface of timm's.
 
-    timm calls `step_update` after every update and `step` after every epoch; only the first counts here. Losses go to
-    `scheduler.observe` in the training loop. timm's own schedulers find their place from the update number alone; a
-    resumed run needs `load_state_dict` here.
+    timm calls `step_update` after every update and `step` after every epoch; only the former has an effect. Pass losses
+    to `scheduler.observe` in the training loop. timm's own schedulers depend on the update number alone; with this one,
+    a resumed run needs `load_state_dict`.
 
     Args:
         scheduler: any scheduler of this package, new or loaded.
@@ -74,24 +81,36 @@ class TimmScheduler:
         self.optimizer: Optimizer = scheduler.optimizer
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
-        """After an optimizer update. `metric` is timm's running mean, not the loss of this update: it is not used."""
-        if num_updates > self.scheduler.last_epoch:  # where a run goes on, timm names the last update once more
+        """Step the scheduler after an optimizer update.
+
+        Args:
+            num_updates: made so far.
+            metric: ignored, because timm passes a running mean and not the loss of this update.
+        """
+        if num_updates > self.scheduler.last_epoch:  # timm repeats the last update number when it resumes a run
             self.scheduler.step()
 
     def step(self, epoch: int, metric: float | None = None) -> None:
-        """After an epoch: nothing to do."""
+        """Do nothing at the end of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The torch scheduler's."""
+        """The state of the torch scheduler."""
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The torch scheduler's."""
+        """Load the state of the torch scheduler."""
         self.scheduler.load_state_dict(state_dict)
 
 
 def sb3_learning_rate(schedule: Schedule, base_lr: float) -> Callable[[float], float]:
     """A schedule as the `learning_rate` of Stable-Baselines3, which counts its progress down from 1 to 0.
+
+    Args:
+        schedule: progress -> multiplier.
+        base_lr: LR at multiplier 1.
+
+    Returns:
+        A function from the remaining progress to the LR.
 
     Example:
         >>> from metalr.schedules import Linear

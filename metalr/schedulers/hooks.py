@@ -1,7 +1,4 @@
-"""Hooks around `optimizer.step()` for a scheduler that the optimizer must not keep alive.
-
-Which loop: the user's, through `LearnedLR`. Knows nothing of learning rates.
-"""
+"""Hooks around `optimizer.step()` for a scheduler that the optimizer must not keep alive."""
 
 import weakref
 from collections.abc import Callable
@@ -13,10 +10,18 @@ from torch.utils.hooks import RemovableHandle
 
 
 def attach_hooks(scheduler: LRScheduler, before: str, after: str) -> list[RemovableHandle]:
-    """Call two methods of a scheduler, given by name, before and after every update of its optimizer.
+    """Call two methods of a scheduler before and after every update of its optimizer.
 
-    The method `before` is called after the closure where there is one, since gradients come about in it. The optimizer
-    holds the hooks; a weak reference keeps scheduler and optimizer from keeping each other alive.
+    Where `step` has a closure, `before` is called after it, since it makes the gradients. The optimizer owns the hooks;
+    a weak reference keeps scheduler and optimizer from keeping each other alive.
+
+    Args:
+        scheduler: with an `optimizer`.
+        before: name of its method to call before an update.
+        after: name of its method to call after an update.
+
+    Returns:
+        Handles; `handle.remove()` takes the hook off.
     """
     run_before, run_after = _runner(scheduler, before), _runner(scheduler, after)
 
@@ -37,7 +42,7 @@ def attach_hooks(scheduler: LRScheduler, before: str, after: str) -> list[Remova
 
 
 def _runner(scheduler: LRScheduler, method: str) -> Callable[..., None]:
-    """Calls a method of a scheduler that may be gone, or may have been given another optimizer."""
+    """A call of a scheduler's method, unless the scheduler is gone or has been given another optimizer."""
     reference = weakref.ref(scheduler)
 
     def run(optimizer: Optimizer, *_: Any) -> None:
@@ -49,7 +54,7 @@ def _runner(scheduler: LRScheduler, method: str) -> Callable[..., None]:
 
 
 def _then_once(closure: Callable[[], Any], action: Callable[[], None]) -> Callable[[], Any]:
-    """The closure, with an action after its first call: LBFGS calls again and again within one update."""
+    """The closure, with an action after its first call: LBFGS calls it many times within one update."""
     pending = [action]
 
     def observed() -> Any:

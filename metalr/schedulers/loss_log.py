@@ -1,7 +1,4 @@
-"""The losses of a user's loop between two decisions, left on the device where they are.
-
-Which loop: the user's, through `LearnedLR`. Knows nothing of decisions.
-"""
+"""The losses that a user's loop passes between two decisions, left on their device."""
 
 from collections.abc import Mapping
 
@@ -12,7 +9,7 @@ Loss = Tensor | float | Mapping[str, Tensor | float]
 
 
 class LossLog:
-    """Losses by the update that they belong to."""
+    """Losses, each with the update to which it belongs."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, Tensor | float]] = []
@@ -21,18 +18,22 @@ class LossLog:
         return bool(self._entries)
 
     def add(self, loss: Loss, update: int) -> None:
-        """Note a loss; a dict of losses counts as its sum.
+        """Record a loss.
+
+        Args:
+            loss: one number; a dict of losses counts as their sum.
+            update: count of the updates before the one to which the loss belongs.
 
         Raises:
-            ValueError: it is not one number.
+            ValueError: the loss is not one number.
         """
         if not isinstance(loss, Tensor):
             loss = _total(loss)
         if not isinstance(loss, Tensor):
             self._entries.append((update, float(loss)))
             return
-        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. On a CPU
-        # a number is the quickest one.
+        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. A number
+        # is the quickest copy on a CPU.
         try:
             value = loss.item() if loss.is_cpu else loss.detach().reshape(()).clone()
         except RuntimeError as error:
@@ -43,25 +44,25 @@ class LossLog:
         self._entries.append((update, value))
 
     def take(self, before: int) -> tuple[list[int], list[float] | Tensor]:
-        """Remove the losses of the updates below `before`.
+        """Remove and return the losses of the updates below `before`.
 
         Returns:
-            Their updates, and their values: numbers, or one float64 vector where they lie if they are tensors.
+            Their updates, and their values: a list of numbers, or a float64 vector on their device if they are tensors.
         """
         taken = [entry for entry in self._entries if entry[0] < before]
         self._entries = [entry for entry in self._entries if entry[0] >= before]
         return [update for update, _ in taken], _join([loss for _, loss in taken])
 
     def shift(self, skipped: list[int]) -> None:
-        """Count anew when updates turn out to have been skipped: what came after one belongs that much earlier."""
+        """Move losses to earlier updates, once it is known which updates before them were skipped."""
         self._entries = [(update - sum(s < update for s in skipped), loss) for update, loss in self._entries]
 
     def state(self) -> list[list[float]]:
-        """Pairs of update and loss, as plain numbers."""
+        """Pairs of update and loss as plain numbers."""
         return [[update, float(loss)] for update, loss in self._entries]
 
     def load_state(self, state: list[list[float]]) -> None:
-        """Continue from `state()`."""
+        """Continue from the result of `state`."""
         self._entries = [(int(update), float(loss)) for update, loss in state]
 
 
@@ -84,7 +85,12 @@ def _join(losses: list[Tensor | float]) -> list[float] | Tensor:
 
 
 def mean_by_update(updates: list[int], losses: list[float] | Tensor) -> dict[int, float]:
-    """One loss for each update, in the order of `updates`: several of one update are parts of it."""
+    """One loss for each update, in the order of `updates`: the mean, if it has several.
+
+    Example:
+        >>> mean_by_update([0, 0, 1], [1.0, 3.0, 5.0])
+        {0: 2.0, 1: 5.0}
+    """
     parts: dict[int, list[float]] = {}
     for update, loss in zip(updates, losses.tolist() if isinstance(losses, Tensor) else losses, strict=True):
         parts.setdefault(update, []).append(loss)

@@ -9,21 +9,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-def check_horizon(horizon: int) -> int:
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(
-            f"got horizon {horizon!r}, expected a whole number of optimizer updates, at least 1: "
-            "pass len(loader) * epochs // accumulation_steps"
-        )
-    return horizon
-
-
 def same_number(first: float | Tensor, second: float | Tensor) -> bool:
+    """Whether two LRs are the same number, as floats or tensors."""
     return float(first) == float(second)
 
 
 def adopt_new_groups(scheduler: LRScheduler) -> None:
-    """Parameter groups added later start from their own LR."""
+    """Give each parameter group added after the scheduler was made a base LR: its own."""
     if len(scheduler.optimizer.param_groups) == len(scheduler.base_lrs):
         return
     for group in scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]:
@@ -33,16 +25,17 @@ def adopt_new_groups(scheduler: LRScheduler) -> None:
 
 
 def copy_of(lr: float | Tensor) -> float | Tensor:
+    """An LR that later writes in place do not change."""
     return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def numbers_like(old: list[float | Tensor], values: list[float]) -> list[float | Tensor]:
-    """Numbers as floats or as tensors, whichever each old value was."""
+    """The numbers `values`, each as a float or a tensor like the old value in its place."""
     return [torch.full_like(o, v) if isinstance(o, Tensor) else float(v) for o, v in zip(old, values, strict=True)]
 
 
 def write_lr(group: dict[str, Any], lr: float) -> None:
-    """In place for a tensor: a captured or compiled step keeps reading the same one."""
+    """Set the LR of a group, in place for a tensor, which a captured or compiled step keeps reading."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -50,13 +43,18 @@ def write_lr(group: dict[str, Any], lr: float) -> None:
 
 
 def restore_lr(optimizer: Optimizer, constructed: list[float], saved: list[float]) -> None:
-    """Undo what building the scheduler did to the LR of an optimizer that had been loaded before."""
+    """Undo the change that constructing the scheduler made to the LRs of an optimizer loaded before."""
     for group, mine, lr in zip(optimizer.param_groups, constructed, saved, strict=True):
         if same_number(group["lr"], mine):
             write_lr(group, lr)
 
 
 def check_state(state: Mapping[str, Any], keys: tuple[str, ...], num_groups: int) -> None:
+    """Check the state of a scheduler before it is loaded.
+
+    Raises:
+        ValueError: one of `keys` is missing, or the number of parameter groups is not `num_groups`.
+    """
     missing = [key for key in keys if key not in state]
     if missing:
         raise ValueError(f"got a scheduler state without {missing}, expected one of the same kind of scheduler")

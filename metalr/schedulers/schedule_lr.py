@@ -1,7 +1,4 @@
-"""The torch scheduler of a schedule, `ScheduleLR`, and what it shares with `LearnedLR`.
-
-Both live in a user's own loop and need torch alone.
-"""
+"""The torch scheduler of a schedule, `ScheduleLR`, for a user's own loop. It depends on torch alone."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,20 +9,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metalr.schedulers.param_groups import (
-    adopt_new_groups,
-    check_horizon,
-    check_state,
-    numbers_like,
-    restore_lr,
-    same_number,
-)
+from metalr.schedulers.clock import check_horizon
+from metalr.schedulers.param_groups import adopt_new_groups, check_state, numbers_like, restore_lr, same_number
+from metalr.schedulers.shards import local_part
 from metalr.schedules import Schedule
 
-# A weight is written at most so often by one update; more writes between two calls of step() are several updates.
+# One update writes a weight at most three times; more writes between two calls of step() mean several updates.
 _WRITES_PER_UPDATE = 3
 _UPDATES_PER_EPOCH = 8
-# The LR is suspected of being too small below this share of its peak, and again at every halving.
+# Below this fraction of its peak, and again at every halving, the LR is suspected of being too small.
 _SUSPECT_BELOW = 1e-3
 _WATCHED_WEIGHTS = 4096
 
@@ -33,21 +25,21 @@ _WATCHED_WEIGHTS = 4096
 class ScheduleLR(LRScheduler):
     """A schedule as a torch scheduler: after t calls of `step()` the LR is base_lr · schedule(t / horizon).
 
-    It counts calls, as torch's own schedulers do, and composes with `SequentialLR` and `ChainedScheduler`: where
-    another scheduler has changed the LR since the last call, the change of the schedule multiplies what is there.
+    It counts calls, as torch's own schedulers do, and composes with `SequentialLR` and `ChainedScheduler`: if another
+    scheduler has changed the LR since the last call, the relative change of the schedule multiplies that LR.
 
     Args:
         optimizer: any `torch.optim.Optimizer`, with float or tensor LRs.
         schedule: progress -> multiplier.
-        horizon: optimizer updates in the run. A longer run goes on past progress 1, as the schedule's docstring says.
+        horizon: optimizer updates in the run. In a longer run progress exceeds 1; the docstring of each schedule gives
+            its value there.
         last_epoch: -1 for a new run, as in torch.
-        unit: what a call of `step()` stands for. With "updates" (the default) a call after many updates is noticed and
-            explained; with "epochs" it is what was meant, and `horizon` is in epochs.
+        unit: of `horizon` and of a call of `step()`. With "updates" (the default) a call after many updates causes a
+            warning; with "epochs" it is expected.
 
-    Horizons: a run that goes on past its horizon sees progress above 1, one that ends early was simply on the way.
-    Assigning `horizon`, or resuming with another one, puts the next LR where the new horizon has it.
+    Horizons: after `horizon` is assigned, or a run resumed with another one, the next LR is that of the new horizon.
 
-    An LR that has become too small to change any watched weight in its dtype is reported once.
+    An LR that has become too small to change any watched weight in its dtype causes one warning.
 
     Raises:
         ValueError: `horizon` is not a positive whole number.
@@ -72,7 +64,7 @@ class ScheduleLR(LRScheduler):
         unit: Literal["updates", "epochs"] = "updates",
     ) -> None:
         if unit not in ("updates", "epochs"):
-            raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': what a call of step() stands for")
+            raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': pass the one that step() follows")
         self.schedule = schedule
         self.horizon = check_horizon(horizon)
         self._watch: _Watch | None = None
@@ -82,17 +74,21 @@ class ScheduleLR(LRScheduler):
         self._constructed_lr = [float(lr) for lr in self._last_lr]
 
     def step(self, epoch: int | None = None) -> None:
-        """Set the LR of the next update; call after `optimizer.step()`."""
+        """Set the LR of the next update; call after `optimizer.step()`.
+
+        Args:
+            epoch: count of calls to jump to, as in torch; normally omitted.
+        """
         if not self._is_initial:
             self._notice()
         super().step(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The next LRs; called by `step()`."""
+        """The LRs of the coming update; called by `step`."""
         groups = self.optimizer.param_groups
         adopt_new_groups(self)
         if self._is_initial:
-            # A loaded optimizer already has its LR; a new one gets the schedule's first value.
+            # A loaded optimizer keeps its LR; a new one gets the first value of the schedule.
             fresh = [same_number(group["lr"], base) for group, base in zip(groups, self.base_lrs, strict=True)]
             target = self._get_closed_form_lr()
             return [new if f else group["lr"] for f, new, group in zip(fresh, target, groups, strict=True)]
@@ -129,7 +125,7 @@ class ScheduleLR(LRScheduler):
         if self._watch.finds_no_change(self.optimizer, self._factor):
             warnings.warn(
                 f"ScheduleLR: the LR has fallen to {self._factor:.3g} of its base by step {self.last_epoch} of "
-                f"{self.horizon}, where an update changes no weight in its dtype any more; use a schedule with a "
+                f"{self.horizon}, where an update no longer changes any weight in its dtype; use a schedule with a "
                 "floor, or stop here.",
                 UserWarning,
                 stacklevel=3,
@@ -143,7 +139,7 @@ class ScheduleLR(LRScheduler):
         return [base * self._factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, loadable with `weights_only=True`."""
+        """The state as plain numbers and lists, loadable with `weights_only=True`."""
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
@@ -153,10 +149,10 @@ class ScheduleLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where `state_dict()` was taken, whether the optimizer was loaded before or after construction.
+        """Continue where `state_dict` was called, whether the optimizer was loaded before or after construction.
 
         Raises:
-            ValueError: the state is of another kind of scheduler or of another number of parameter groups.
+            ValueError: the state belongs to another kind of scheduler or another number of parameter groups.
         """
         check_state(state_dict, ("last_epoch", "step_count", "base_lrs", "last_lr"), len(self.optimizer.param_groups))
         self.last_epoch = int(state_dict["last_epoch"])
@@ -167,9 +163,9 @@ class ScheduleLR(LRScheduler):
 
 
 class _Watch:
-    """What a scheduler without hooks can see of the updates: whether and how the weights change between its calls.
+    """The changes of the weights between two calls of a scheduler, seen without hooks.
 
-    Hooks would break the graph of a compiled `optimizer.step`; a tensor's own write counter costs nothing to read.
+    Hooks would break the graph of a compiled `optimizer.step`; reading a tensor's own write counter costs nothing.
     """
 
     def __init__(self) -> None:
@@ -187,7 +183,7 @@ class _Watch:
         return found
 
     def finds_no_change(self, optimizer: Optimizer, factor: float) -> bool:
-        """True once, when a very small LR was applied and no watched weight changed. Rarely reads the device."""
+        """True once: when a very small LR was in force and no watched weight changed. Rarely reads the device."""
         if self._reported:
             return False
         held, self._held = self._held, []
@@ -198,16 +194,14 @@ class _Watch:
         self._peak = max(self._peak, factor)
         if 0.0 < factor < min(_SUSPECT_BELOW * self._peak, self._next or self._peak):
             self._next = factor / 2.0
-            # Two of each group: the rows of an embedding that a batch does not use do not change either.
+            # Two parameters of each group, because rows of an embedding that a batch does not use do not change either.
             params = [group["params"][index] for group in optimizer.param_groups for index in (0, -1)]
             self._held = [(p, _some(p).clone(), _writes(p)) for p in params]
         return False
 
 
 def _some(parameter: Tensor) -> Tensor:
-    local = parameter.detach()
-    local = local.to_local() if hasattr(local, "to_local") else local
-    return local.flatten()[:_WATCHED_WEIGHTS]
+    return local_part(parameter.detach()).flatten()[:_WATCHED_WEIGHTS]
 
 
 def _writes(tensor: Tensor) -> int:

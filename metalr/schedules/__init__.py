@@ -1,12 +1,13 @@
-"""Open-loop schedules: pure functions of progress (0 at the first update, 1 at the horizon) to a multiplier.
+"""Open-loop schedules: pure functions from progress (0 at the first update, 1 at the horizon) to an LR multiplier.
 
-Which loop: the inner one, through `ScheduleLR` in a user's loop and through the batched engine. They know
-nothing of optimizers, losses or step counts.
+They act in the inner loop, through `ScheduleLR` in a user's training loop and through the batched engine, and see
+no optimizer, loss or step count.
 
     schedule = Warmup(Cosine(floor=0.01), length=0.05)
     schedule(0.5)                                        # a float
     schedule(torch.rand(4096, dtype=torch.float64))      # 4096 runs at once
-    make("cosine", floor=0.01), to_config(schedule)      # by name, and as JSON
+    make("cosine", floor=0.01)                           # by name
+    to_config(schedule)                                  # as a dictionary for JSON
 """
 
 from metalr.schedules.base import Schedule

@@ -1,4 +1,4 @@
-"""Decays made for a known budget: they differ in where in the run they spend the high LR."""
+"""Decays for a known budget, which differ in how long they keep the LR high."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from metalr.schedules.parameters import choice, real
 
 @dataclass(frozen=True)
 class KDecay(Schedule):
-    """Polynomial or cosine decay in progress ** k: a larger k stays high for longer and falls faster.
+    """Polynomial or cosine decay in progress ** k: a larger k keeps the LR high for longer, then drops it faster.
 
     Equation: multiplier = floor + (1 - floor) * f(progress ** k), where f(x) = (1 - x) ** power for the shape
     "polynomial" and (1 + cos(pi * x)) / 2 for "cosine" (which ignores power).
@@ -40,9 +40,9 @@ class Tanh(Schedule):
     """Hyperbolic-tangent decay (HTD): flat, then a smooth fall, then flat.
 
     Equation: multiplier = floor + (1 - floor) * (1 - tanh(lower + (upper - lower) * progress)) / 2.
-    Units: lower and upper are the part of tanh that is passed through; floor is a factor of the base LR.
-    After progress 1: holds its final value, (1 - tanh(upper)) / 2 above the floor (0.0025 by default).
-    Source: Hsueh, Li and Wu 2019, arXiv 1806.01593; the defaults are its HTD(-6, 3).
+    Units: lower and upper are the arguments of tanh at progress 0 and 1; floor is a factor of the base LR.
+    After progress 1: holds its final value, floor + (1 - floor) * (1 - tanh(upper)) / 2 (0.0025 by default).
+    Source: Hsueh, Li and Wu 2019, arXiv 1806.01593; the defaults are the paper's HTD(-6, 3).
 
     Example:
         >>> Tanh(lower=-4.0, upper=4.0)(0.5)
@@ -64,7 +64,7 @@ class Tanh(Schedule):
 
 @dataclass(frozen=True)
 class REX(Schedule):
-    """Reflected exponential: above the line all the way, and steep at the end.
+    """Reflected exponential: above a straight line throughout, and steep at the end.
 
     Equation: multiplier = floor + (1 - floor) * r / (1/2 + r/2), where r = 1 - progress.
     Units: floor is a factor of the base LR.
@@ -85,13 +85,13 @@ class REX(Schedule):
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """Warmup, stable, decay: a linear rise, a plateau, and a fall of chosen shape at the end.
+    """Warmup, stable, decay: a linear rise, a plateau, and a final fall of a chosen shape.
 
     Equation: multiplier = start + (1 - start) * progress / warmup before warmup; 1 up to 1 - decay; then
-    floor + (1 - floor) * f(x), where x = (progress - 1 + decay) / decay is the part of the decay that is done
+    floor + (1 - floor) * f(x), where x = (progress - 1 + decay) / decay is the completed fraction of the decay
     and f(x) = 1 - sqrt(x) ("1-sqrt"), 1 - x ("linear") or (1 + cos(pi * x)) / 2 ("cosine").
     Units: warmup and decay are fractions of the run, together at most 1; start and floor are factors of the
-    base LR. warmup = 0 and decay = 0 leave that part out.
+    base LR. warmup = 0 or decay = 0 leaves that part out.
     After progress 1: holds its final value.
     Source: Hu et al. 2024, arXiv 2404.06395 (WSD); Haegele et al. 2024, arXiv 2405.18392 (1-sqrt, decay 0.2).
 

@@ -1,4 +1,4 @@
-"""Schedules made of schedules, and of a user's own function."""
+"""Schedules built from other schedules or from a user's own function."""
 
 import itertools
 from collections.abc import Callable
@@ -32,16 +32,16 @@ def _function(value: Any) -> Callable[[Tensor], Tensor | float]:
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """A rise before any schedule, which then sees its own progress from 0 to 1 over the rest of the run.
+    """A warmup before any schedule, which then sees its own progress from 0 to 1 over the rest of the run.
 
     Equation: multiplier = ramp * schedule(max(0, (progress - length) / (1 - length))), where
     ramp = start + (1 - start) * x ("linear") or start ** (1 - x) ("exponential"), and
     x = min(1, progress / length).
     Units: length is a fraction of the run; start is a factor of the schedule's first value (0 wastes the
-    first update, and "exponential" cannot leave it).
-    After progress 1: as the schedule.
-    Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2 (linear); torch `LinearLR` before another in
-    `SequentialLR`. The exponential ramp is a line in log(LR), as in an LR range test (Smith 2017, arXiv
+    first update, and "exponential" cannot rise from it).
+    After progress 1: as the wrapped schedule.
+    Source: Goyal et al. 2017, arXiv 1706.02677, section 2.2 (linear); torch `LinearLR` before another scheduler
+    in `SequentialLR`. The exponential ramp is linear in log(LR), as in an LR range test (Smith 2017, arXiv
     1506.01186).
 
     Example:
@@ -59,7 +59,7 @@ class Warmup(Schedule):
         if self.shape == "exponential" and self.start == 0.0:
             raise ValueError(
                 "got Warmup(start=0.0, shape='exponential'), expected start > 0, since no factor lifts an LR "
-                "from 0; pass for example 0.01"
+                "from 0; pass 0.01, for example"
             )
 
     def multiplier(self, progress: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
-    """One schedule after the other; each sees its own progress from 0 to 1 within its part.
+    """Schedules in sequence, each with its own progress from 0 to 1 over its part of the run.
 
     Equation: multiplier = schedules[i]((progress - left) / (right - left)), where i is the number of
     milestones <= progress, and left and right are the ends of part i (0 and 1 at the ends of the run).
@@ -95,12 +95,12 @@ class Sequence(Schedule):
         if len(self.schedules) != len(self.milestones) + 1:
             raise ValueError(
                 f"got Sequence with {len(self.schedules)} schedules and {len(self.milestones)} milestones, "
-                "expected one schedule more than milestones; add or drop one of either"
+                "expected one more schedule than milestones; add or remove schedules or milestones"
             )
 
     def multiplier(self, progress: Tensor) -> Tensor:
-        # Every part is evaluated everywhere and `where` chooses: a branch would need the data on the host. An
-        # earlier part is asked for its own end at most: no function of a user meets a progress beyond it.
+        # Every part is evaluated everywhere and `where` selects: a branch would need the data on the host. Earlier
+        # parts are clamped at their own end, so that a user's function never sees progress beyond it.
         last = len(self.schedules) - 1
         result = progress
         parts = itertools.pairwise((0.0, *self.milestones, 1.0))
@@ -116,13 +116,15 @@ class Function(Schedule):
     """A user's own function of progress.
 
     Equation: multiplier = fn(progress).
-    Units: fn gets a floating tensor of any shape and returns one of that shape, or a number. It serves
-    batches only if it is written with torch operations; with `math` and `if` it still serves one run at a
-    time.
-    After progress 1: whatever fn says.
+    Units: fn receives a floating-point tensor of any shape and returns one of that shape, or a number. It handles
+    batches only if it is written with torch operations; with `math` and `if` it handles one run at a time.
+    After progress 1: whatever fn returns.
     Source: torch `LambdaLR`, with progress in place of the epoch.
 
     It cannot be saved: a file that holds code is not safe to load.
+
+    Raises:
+        ValueError: when called, if fn fails on a tensor or returns another shape.
 
     Example:
         >>> Function(lambda progress: 1.0 - progress**2)(0.5)
@@ -137,11 +139,11 @@ class Function(Schedule):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"got an error from a Function on progress of shape {tuple(progress.shape)} ({error}), "
-                "expected it to serve tensors; use torch.cos, torch.where, ... in place of `math` and `if`"
+                "expected a function that accepts tensors; use torch.cos, torch.where, ... instead of `math` and `if`"
             ) from error
         if isinstance(result, Tensor) and result.shape not in (progress.shape, torch.Size([])):
             raise ValueError(
-                f"got shape {tuple(result.shape)} from the function of Function for progress of shape "
-                f"{tuple(progress.shape)}, expected the same shape or a number; compute element by element"
+                f"got shape {tuple(result.shape)} from a Function for progress of shape "
+                f"{tuple(progress.shape)}, expected the same shape or a number; use elementwise operations"
             )
         return (torch.zeros_like(progress) + result).to(progress.dtype)

@@ -1,6 +1,6 @@
-"""Schedules by name, to and from plain dictionaries (JSON). Reading is safe on a stranger's file.
+"""Schedules by name, and their conversion to and from plain dictionaries (JSON). Untrusted files are safe to read.
 
-The form is {"name": "warmup", "length": 0.1, "schedule": {"name": "cosine", ...}, ...}.
+The format is {"name": "warmup", "length": 0.1, "schedule": {"name": "cosine", ...}, ...}.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from metalr.schedules.knots import Knots
 from metalr.schedules.parameters import MAX_ITEMS, accept_only, shown
 from metalr.schedules.steps import Constant, MultiStep, PiecewiseConstant, Step
 
-# Every entry can be made without arguments. `Function` is not here: code has no name that a file could hold.
+# Every entry can be constructed without arguments. `Function` is absent: a file must not name code.
 SCHEDULES: dict[str, type[Schedule]] = {
     "constant": Constant,
     "step": Step,
@@ -46,12 +46,12 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 NAMES: dict[type[Schedule], str] = {schedule: name for name, schedule in SCHEDULES.items()}
 
-MAX_DEPTH = 8  # schedules within schedules; Python's own limit on recursion must never be what stops a file
-MAX_SCHEDULES = 1000  # in one file, nested ones included
+MAX_DEPTH = 8  # levels of nesting; a file must never reach Python's own recursion limit
+MAX_SCHEDULES = 1000  # in one file, including nested ones
 
 
 def make(name: str, /, **parameters: Any) -> Schedule:
-    """A schedule by its registered name; parameters that are not given have their defaults.
+    """Construct a schedule by its registered name; omitted parameters take their defaults.
 
     Raises:
         ValueError: the name or a parameter is unknown, or a value is refused.
@@ -67,12 +67,13 @@ def make(name: str, /, **parameters: Any) -> Schedule:
 
 
 def to_config(schedule: Schedule) -> dict[str, Any]:
-    """The schedule as a dictionary of plain values, which `from_config` turns back into an equal schedule.
+    """Convert a schedule to a dictionary of plain values, which `from_config` turns back into an equal schedule.
 
     Raises:
-        ValueError: it holds a `Function`, or is nested deeper than a file may be.
+        ValueError: it contains a `Function` or another unregistered class, or is nested more than `MAX_DEPTH` deep.
 
     Example:
+        >>> from metalr.schedules import Step
         >>> to_config(Step(every=0.5))
         {'name': 'step', 'every': 0.5, 'gamma': 0.1}
     """
@@ -80,14 +81,13 @@ def to_config(schedule: Schedule) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that `to_config` described.
+    """Rebuild a schedule from the dictionary that `to_config` returned.
 
-    Parameters that are missing have their defaults. Nothing is run that the file names, except the
-    constructors of the registered schedules.
+    Missing parameters take their defaults. Whatever the dictionary names, only the constructors of registered
+    schedules run.
 
     Raises:
-        ValueError: a name or parameter is unknown, a value is refused, or the nesting is too deep or too
-        wide.
+        ValueError: a name or parameter is unknown, a value is refused, or the nesting is too deep or too wide.
 
     Example:
         >>> from_config({"name": "step", "every": 0.5})
@@ -103,12 +103,12 @@ def _encode(value: Any, depth: int) -> Any:
         return value
     if isinstance(value, Function):
         raise ValueError(
-            "got a Function to save, expected schedules that are made of numbers only, since code in a file "
+            "got a Function to save, expected schedules made of numbers only, since code in a file "
             "is not safe to load; keep the function in your program, or build it from Sequence and Warmup"
         )
     if type(value) not in NAMES:
         raise ValueError(
-            f"got a {type(value).__name__} to save, expected one of {', '.join(NAMES.values())}; use these"
+            f"got a {type(value).__name__} to save, expected one of {', '.join(NAMES.values())}; use one of those"
         )
     if depth == 0:
         raise ValueError(_too_deep())
@@ -117,16 +117,16 @@ def _encode(value: Any, depth: int) -> Any:
 
 
 def _decode(config: Any, depth: int, tickets: Iterator[int]) -> Schedule:
-    """Read one schedule. Each takes a ticket, so that a few nested lists cannot ask for billions."""
+    """Decode one schedule. Each takes a ticket, so that a few nested lists cannot ask for billions of them."""
     if not isinstance(config, Mapping):
         raise ValueError(f"got {shown(config)}, expected a dictionary; pass what to_config returned")
     if depth == 0:
         raise ValueError(_too_deep())
     if next(tickets, None) is None:
-        raise ValueError(f"got more than {MAX_SCHEDULES} schedules in one, expected fewer; use a simpler one")
+        raise ValueError(f"got more than {MAX_SCHEDULES} schedules in one file, expected fewer; use a simpler schedule")
     name = config.get("name")
     if not isinstance(name, str) or len(name) > 100:
-        raise ValueError(f"got {shown(config)}, expected a 'name', a short string; use one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"got {shown(config)}, expected a 'name' of a schedule; use one of {', '.join(SCHEDULES)}")
     accepted = [field.name for field in dataclasses.fields(look_up(SCHEDULES, name, "schedule"))]
     parameters = {key: value for key, value in config.items() if key != "name"}
     accept_only(list(parameters), accepted, f"schedule {name!r}")
@@ -134,7 +134,7 @@ def _decode(config: Any, depth: int, tickets: Iterator[int]) -> Schedule:
 
 
 def _decode_value(value: Any, depth: int, tickets: Iterator[int]) -> Any:
-    """Turn dictionaries into schedules, also in a list. Whether one fits there, its owner's check decides."""
+    """Decode dictionaries into schedules, also within a list. The owner's check decides whether one fits there."""
     if isinstance(value, Mapping):
         return _decode(value, depth, tickets)
     if isinstance(value, list | tuple) and len(value) <= MAX_ITEMS:

@@ -1,4 +1,4 @@
-"""The cosine family: plain, with restarts, and times a line with or without noise."""
+"""The cosine family: plain, with restarts, and multiplied by a line with or without noise."""
 
 import math
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """Half cosine waves, one after the other, each longer by t_mul and lower by m_mul.
+    """Successive half cosine waves, each t_mul times as long and m_mul times as high as the one before.
 
-    Equation: period i has length period * t_mul ** i; with x the part of it that is done,
+    Equation: period i has length period * t_mul ** i; with x its completed fraction,
     multiplier = floor + (1 - floor) * m_mul ** i * (1 + cos(pi * x)) / 2.
-    Units: period is a fraction of the run; t_mul, m_mul are factors per restart; floor a factor of the base
-    LR. The last period ends with the run where period * (1 + t_mul + t_mul ** 2 + ...) = 1.
-    After progress 1: goes on.
+    Units: period is a fraction of the run; t_mul and m_mul are factors per restart; floor is a factor of the base
+    LR. The last period ends with the run if period * (1 + t_mul + t_mul ** 2 + ...) = 1.
+    After progress 1: continues.
     Source: Loshchilov and Hutter 2017, arXiv 1608.03983; torch `CosineAnnealingWarmRestarts` (t_mul is
     T_mult); TensorFlow `cosine_decay_restarts` (its default t_mul is 2).
 
@@ -60,15 +60,15 @@ class CosineRestarts(Schedule):
         return self.floor + (1.0 - self.floor) * wave
 
     def _restarts(self, periods: Tensor) -> tuple[Tensor, Tensor]:
-        """How many restarts lie behind, and the part that is done of the period in force."""
+        """Number of restarts so far, and the completed fraction of the current period."""
         growth = self.t_mul - 1.0
         if growth == 0.0:
             restarts = guarded_floor(periods)
             return restarts, periods - restarts
-        # log1p and expm1: a t_mul close to 1 must come close to t_mul = 1, not to 0 / 0.
+        # log1p and expm1, so that t_mul close to 1 approaches t_mul = 1 instead of 0 / 0.
         log_t_mul = math.log1p(growth)
         restarts = guarded_floor(torch.log1p(periods * growth) / log_t_mul)
-        begun = torch.expm1(restarts * log_t_mul) / growth  # 1 + t_mul + ... , the periods already complete
+        begun = torch.expm1(restarts * log_t_mul) / growth  # 1 + t_mul + ..., the length of the completed periods
         return restarts, (periods - begun) * torch.exp(-restarts * log_t_mul)
 
 
@@ -101,12 +101,12 @@ class NoisyLinearCosine(Schedule):
 
     Equation: multiplier = max(0, (alpha + 1 - progress + noise) * wave + beta), where
     wave = (1 + cos(2 * pi * num_periods * progress)) / 2 and noise is normal with variance
-    initial_variance / (1 + n) ** variance_decay, n = floor(draws * progress). It is a hash of (seed, n),
-    not drawn from a generator: the same on every call, so also after a resume.
+    initial_variance / (1 + n) ** variance_decay, n = floor(draws * progress). The noise is a hash of (seed, n)
+    rather than a draw from a generator, so it is the same on every call and after a resume.
     Units: draws is the number of noise values in a run (TensorFlow: one per update, so the horizon);
-    the rest as in `LinearCosine`. A negative LR would climb the loss, so it is cut at 0; signed=True lets it
-    through, as TensorFlow does.
-    After progress 1: holds its final value, the last noise included.
+    the rest is as in `LinearCosine`. A negative LR would climb the loss, so it is clipped at 0; signed=True keeps
+    it, as TensorFlow does.
+    After progress 1: holds its final value, including the last noise.
     Source: Bello et al. 2017, arXiv 1709.07417; TensorFlow `noisy_linear_cosine_decay`.
 
     Example:

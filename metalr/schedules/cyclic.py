@@ -1,4 +1,4 @@
-"""Schedules that also rise, each with the momentum that moves against the LR."""
+"""Schedules that rise and fall, each with a momentum that moves against the LR."""
 
 import itertools
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from metalr.schedules.parameters import choice, flag, integer, real
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """One rise to the full LR and one long fall far below the start, while momentum does the opposite.
+    """One rise to the full LR and one long fall to far below the start, while momentum does the opposite.
 
     Equation: the multiplier goes from 1 / div_factor to 1 at progress pct_start and then to
-    1 / (div_factor * final_div_factor) at progress 1. With three_phase it is back at 1 / div_factor at
+    1 / (div_factor * final_div_factor) at progress 1. With three_phase it returns to 1 / div_factor at
     progress 2 * pct_start, and falls from there. Each part is half a cosine ("cos") or a line ("linear").
     `momentum(progress)` goes from max_momentum to base_momentum and back along the same parts.
     Units: pct_start is a fraction of the run; the base LR is torch's max_lr; momenta are absolute.
     steps: torch counts the knots in whole updates, one early: at pct_start * steps - 1, at twice that, and at
-    steps - 1. Pass the horizon as steps for exactly torch's LRs; None puts the knots where the equation says.
+    steps - 1. Pass the horizon as steps to get torch's LRs exactly; None puts the knots where the equation does.
     After progress 1: holds its final value (torch raises an error).
     Source: Smith and Topin 2018, arXiv 1708.07120; torch `OneCycleLR`.
 
@@ -73,7 +73,7 @@ class OneCycle(Schedule):
         return [0.0, peak, 2.0 * peak, 1.0 - early] if self.three_phase else [0.0, peak, 1.0 - early]
 
     def _along(self, progress: Tensor, values: list[float]) -> Tensor:
-        """Join the values at the knots."""
+        """Interpolate between the values at the knots."""
         result = torch.full_like(progress, values[0])
         parts = zip(itertools.pairwise(self._knots()), itertools.pairwise(values), strict=True)
         for (left, right), (start, end) in parts:
@@ -93,11 +93,11 @@ class Cyclic(Schedule):
 
     Equation: multiplier = low + (high - low) * height, and
     momentum(progress) = max_momentum - (max_momentum - base_momentum) * height; height = triangle * scale.
-    The triangle rises from 0 to 1 in up and falls back in down. The scale is 1 ("triangular"),
+    The triangle rises from 0 to 1 over up and falls back over down. The scale is 1 ("triangular"),
     1 / 2 ** (complete cycles) ("triangular2") or gamma ** progress ("exp_range").
-    Units: up and down are fractions of the run (down None: as up); low and high are factors of the base LR;
+    Units: up and down are fractions of the run (down=None: equal to up); low and high are factors of the base LR;
     gamma is the factor per run, torch's gamma ** horizon (read by "exp_range" only); momenta are absolute.
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: Smith 2017, arXiv 1506.01186; torch `CyclicLR`.
 
     Example:
@@ -141,7 +141,7 @@ class Cyclic(Schedule):
         down = self.up if self.down is None else self.down
         length = self.up + down
         cycles = guarded_floor(progress / length)
-        # The guarded floor may find a new cycle just before it, where `within` is below 0 by rounding.
+        # The guarded floor may start a new cycle slightly early, where `within` rounds to below 0.
         within = (progress - cycles * length).clamp(min=0.0)
         triangle = torch.minimum(within / self.up, (length - within).clamp(min=0.0) / down)
         if self.mode == "triangular2":

@@ -1,4 +1,4 @@
-"""Decays by a closed formula: exponential, inverse, linear, polynomial."""
+"""Decays with a closed formula: exponential, inverse, linear, polynomial."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from metalr.schedules.parameters import flag, real
 
 
 def _intervals(progress: Tensor, every: float, staircase: bool) -> Tensor:
-    """Progress in units of `every`; whole ones only on a staircase."""
+    """Progress in units of `every`, rounded down on a staircase."""
     intervals = progress / every
     return guarded_floor(intervals) if staircase else intervals
 
@@ -21,7 +21,7 @@ class Exponential(Schedule):
 
     Equation: multiplier = rate ** (progress / every); staircase: rate ** floor(progress / every).
     Units: rate is a factor per interval; every is a fraction of the run.
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: torch `ExponentialLR` (every = 1 / horizon); TensorFlow `exponential_decay`.
 
     Example:
@@ -45,7 +45,7 @@ class NaturalExponential(Schedule):
 
     Equation: multiplier = exp(-rate * progress / every); staircase: exp(-rate * floor(progress / every)).
     Units: rate is the fall of log(LR) per interval; every is a fraction of the run.
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: TensorFlow `natural_exp_decay`.
 
     Example:
@@ -67,7 +67,7 @@ class InverseTime(Schedule):
 
     Equation: multiplier = 1 / (1 + rate * x), x = progress / every; staircase: x = floor(progress / every).
     Units: rate is the rise of 1 / multiplier per interval; every is a fraction of the run.
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: TensorFlow `inverse_time_decay`; Robbins and Monro 1951 for the 1 / t law.
 
     Example:
@@ -90,7 +90,7 @@ class InverseSquareRoot(Schedule):
     Equation: multiplier = start + (1 - start) * progress / warmup up to warmup, then sqrt(warmup / progress).
     Units: warmup is a fraction of the run; start is the multiplier of the first update (the paper's is 0,
     which wastes that update).
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: Vaswani et al. 2017, arXiv 1706.03762, section 5.3, scaled to a peak of 1.
 
     Example:
@@ -125,18 +125,18 @@ class Linear(Schedule):
 
     def multiplier(self, progress: Tensor) -> Tensor:
         done = progress.clamp(max=1.0)
-        # Both ends weighted, instead of start + (end - start) * done: never below 0 by rounding.
+        # Both ends are weighted because start + (end - start) * done could round to below 0.
         return self.start * (1.0 - done) + self.end * done
 
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """Decay as a power of the remaining part of the run.
+    """Decay as a power of the remaining fraction of the run.
 
     Equation: multiplier = end + (1 - end) * (1 - progress / period) ** power, with period 1. With cycle the
     period is the least whole number >= progress: the LR jumps back up at 1, 2, 3, ... and falls to end again.
     Units: end is a factor of the base LR; power has none.
-    After progress 1: holds end; with cycle goes on.
+    After progress 1: holds end; with cycle, continues.
     Source: torch `PolynomialLR`; TensorFlow `polynomial_decay`.
 
     Example:
@@ -158,6 +158,6 @@ class Polynomial(Schedule):
     def _done(self, progress: Tensor) -> Tensor:
         if not self.cycle:
             return progress
-        # Ceiling that forgives rounding, the mirror of `guarded_floor`. Progress 0 is in the first period.
+        # A ceiling that tolerates rounding, the mirror of `guarded_floor`. Progress 0 belongs to the first period.
         guarded = progress - tolerance(progress.dtype) * progress.clamp(min=1.0)
         return progress / torch.ceil(guarded).clamp(min=1.0)

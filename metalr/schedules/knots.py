@@ -1,4 +1,4 @@
-"""A schedule through given values: what meta-gradients and evolution strategies learn, as plain numbers."""
+"""A schedule through given values, the exported form of those that meta-gradients and evolution strategies learn."""
 
 import itertools
 import math
@@ -13,13 +13,13 @@ from metalr.schedules.parameters import reals
 
 @dataclass(frozen=True)
 class Knots(Schedule):
-    """Values at equally spaced progress with straight lines in log space between them.
+    """Values at equally spaced points of progress, joined by straight lines in log space.
 
     Equation: multiplier = values[i] ** (1 - x) * values[i + 1] ** x, where i is the knot at or before progress
-    and x the part of the way to the next knot; knot i of n lies at progress i / (n - 1).
+    and x is the fraction of the way to the next knot; knot i of n lies at progress i / (n - 1).
     Units: values are factors of the base LR.
     After progress 1: holds the last value.
-    Source: the open-loop schedule of `metalr.learned.schedules.KnotLR`; lines in log space because LRs act by ratios.
+    Source: the open-loop schedule of `metalr.learned.schedules.KnotLR`; log space because LRs act by ratios.
 
     Example:
         >>> round(Knots(values=(1.0, 4.0, 0.25))(0.25), 12)
@@ -36,7 +36,7 @@ class Knots(Schedule):
             )
 
     def multiplier(self, progress: Tensor) -> Tensor:
-        # A loop over Python numbers, not a table look-up: a table would be copied to the device at every call.
+        # A loop over Python numbers, not a table look-up: a table would be copied to the device on every call.
         position = progress.clamp(max=1.0) * (len(self.values) - 1)
         result = torch.zeros_like(progress)
         logs = [math.log(value) for value in self.values]

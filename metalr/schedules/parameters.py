@@ -1,10 +1,10 @@
-"""What a parameter of a schedule may be: declared beside its default, checked when the schedule is made.
+"""Parameters of a schedule, declared with their constraints beside their defaults and checked at construction.
 
     every: float = real(0.3, above=0.0)
 
 A check returns the clean value (lists become tuples, integers become floats, so that equal schedules compare
-and hash as equal) or refuses. The constructor and the reader of a saved file share these checks, so a file
-can make nothing that Python code could not. Knows nothing of schedules.
+and hash as equal) or refuses it. The constructor and the reader of saved files share these checks, so a file
+can build nothing that Python code could not.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ import reprlib
 from collections.abc import Callable, Collection
 from typing import Any
 
-MAX_ITEMS = 1000  # each item costs an operation per evaluation: more than this is a table, not a schedule
+MAX_ITEMS = 1000  # each item costs an operation per evaluation: a longer list is a table, not a schedule
 
 
 class Refused(Exception):
-    """A check's refusal; its text says what was expected."""
+    """The refusal of a value by a check; its text states the expectation."""
 
 
 def parameter(check: Callable[[Any], Any], default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with a check. Typed `Any`, so that a type checker sees the annotation only."""
+    """Dataclass field with a check, typed `Any` so that a type checker sees only the annotation."""
     return dataclasses.field(default=default, metadata={"check": check})
 
 
@@ -36,13 +36,13 @@ def real(
     at_most: float | None = None,
     optional: bool = False,
 ) -> Any:
-    """A finite float within bounds, or None where `optional`."""
+    """Finite float within bounds, or None if `optional`."""
     check = _real_check(above, at_least, below, at_most)
     return parameter(_or_none(check) if optional else check, default)
 
 
 def integer(default: int | None, *, at_least: int | None = None, optional: bool = False) -> Any:
-    """An int that fits in 64 bits, or None where `optional`."""
+    """Integer that fits in 64 bits, or None if `optional`."""
     lowest = -(2**63) if at_least is None else at_least
     expected = f"an integer >= {lowest} that fits in 64 bits"
 
@@ -58,7 +58,7 @@ def integer(default: int | None, *, at_least: int | None = None, optional: bool 
 
 
 def flag(default: bool) -> Any:
-    """True or False; 0 and 1 are refused, for they are more often a mistaken order of arguments."""
+    """True or False. 0 and 1 are refused because they usually come from arguments in the wrong order."""
 
     def check(value: Any) -> bool:
         if not isinstance(value, bool):
@@ -69,7 +69,7 @@ def flag(default: bool) -> Any:
 
 
 def choice(default: str, *others: str) -> Any:
-    """One of a few words."""
+    """One of the given strings."""
     options = (default, *others)
 
     def check(value: Any) -> str:
@@ -89,7 +89,7 @@ def reals(
     ordered: bool = False,
     distinct: bool = False,
 ) -> Any:
-    """A tuple of finite floats within bounds, on request in ascending order and without equal neighbours."""
+    """Tuple of finite floats within bounds, optionally in ascending order (`ordered`) and distinct."""
     check_item = _real_check(above, at_least, below, None)
 
     def check(value: Any) -> tuple[float, ...]:
@@ -104,7 +104,11 @@ def reals(
 
 
 def sequence_items(value: Any, expected: str) -> Collection[Any]:
-    """`value` if it is a list or tuple of bearable length."""
+    """Return `value` if it is a list or tuple of at most `MAX_ITEMS`.
+
+    Raises:
+        Refused: it is not.
+    """
     if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
         raise Refused(f"a list or tuple of at most {MAX_ITEMS} {expected}")
     return value
@@ -151,18 +155,18 @@ def _real_check(
 
 
 def shown(value: Any) -> str:
-    """A short `repr` for an error message. Survives values that are huge, nested in themselves or hostile."""
+    """Short `repr` for an error message, safe for values that are huge, self-referential or hostile."""
     try:
         return reprlib.repr(value)
-    except Exception:  # whatever a stranger's __repr__ may raise must not hide the real error
+    except Exception:  # an error in a foreign __repr__ must not hide the real one
         return f"<{type(value).__name__}>"
 
 
 def validate(instance: Any) -> None:
-    """Check every declared parameter of a frozen dataclass and put the clean value in its place.
+    """Check every declared parameter of a frozen dataclass and replace it with its clean value.
 
     Raises:
-        ValueError: a check refused; the message says what came, what was expected, and an example.
+        ValueError: a check refused a value; the message states the value, the expectation and an example.
     """
     owner = type(instance).__name__
     for field in dataclasses.fields(instance):
@@ -170,7 +174,7 @@ def validate(instance: Any) -> None:
         try:
             clean = field.metadata["check"](value)
         except Refused as refusal:
-            example = "" if field.default is dataclasses.MISSING else f"; pass for example {field.default!r}"
+            example = "" if field.default is dataclasses.MISSING else f"; pass {field.default!r}, for example"
             raise ValueError(
                 f"got {owner}({field.name}={shown(value)}), expected {field.name} to be {refusal}{example}"
             ) from None
@@ -178,7 +182,7 @@ def validate(instance: Any) -> None:
 
 
 def accept_only(given: Collection[str], accepted: Collection[str], what: str) -> None:
-    """Raise ValueError if a given keyword is not an accepted one, and list those that are."""
+    """Raise ValueError if a given keyword is not accepted, and list those that are."""
     unknown = [shown(name) for name in given if name not in accepted]
     if unknown:
         allowed = ", ".join(accepted) or "none"

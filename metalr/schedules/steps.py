@@ -1,7 +1,6 @@
 """Schedules that are constant between jumps.
 
-At a jump the new value holds already, as in torch: `Step(every=0.5)` over 100 updates changes before update
-50.
+As in torch, the new value already applies at the jump: `Step(every=0.5)` over 100 updates changes before update 50.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ class Constant(Schedule):
     Equation: multiplier = value.
     Units: value is a factor of the base LR.
     After progress 1: the same.
-    Source: torch `ConstantLR` with an endless `total_iters`.
+    Source: torch `ConstantLR` with unlimited `total_iters`.
 
     Example:
         >>> Constant(0.5)(0.3)
@@ -39,7 +38,7 @@ class Step(Schedule):
 
     Equation: multiplier = gamma ** floor(progress / every).
     Units: every is a fraction of the run; gamma is a factor.
-    After progress 1: goes on.
+    After progress 1: continues.
     Source: torch `StepLR`, with every = step_size / horizon.
 
     Example:
@@ -60,7 +59,7 @@ class MultiStep(Schedule):
 
     Equation: multiplier = gamma ** (number of milestones <= progress). A milestone given twice counts twice.
     Units: milestones are fractions of the run; gamma is a factor.
-    After progress 1: milestones above 1 still come; then the last value.
+    After progress 1: passes any milestones above 1, then holds the last value.
     Source: torch `MultiStepLR`.
 
     Example:
@@ -72,7 +71,7 @@ class MultiStep(Schedule):
     gamma: float = real(0.1, at_least=0.0)
 
     def multiplier(self, progress: Tensor) -> Tensor:
-        # A loop over Python numbers, not `bucketize`: that needs a tensor on the device, copied each time.
+        # A loop over Python numbers, not `bucketize`, which needs a tensor copied to the device on every call.
         passed = torch.zeros_like(progress)
         for milestone in self.milestones:
             passed = passed + reached(progress, milestone)
@@ -81,12 +80,12 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class PiecewiseConstant(Schedule):
-    """A given value between each two boundaries.
+    """A given value between each pair of neighbouring boundaries.
 
     Equation: multiplier = values[number of boundaries <= progress].
     Units: boundaries are fractions of the run; values are factors of the base LR, not of each other.
-    After progress 1: boundaries above 1 still come; then the last value.
-    Source: TensorFlow `piecewise_constant`, which changes one update later (`tensorflow` takes care of that).
+    After progress 1: passes any boundaries above 1, then holds the last value.
+    Source: TensorFlow `piecewise_constant`, which changes one update later (`tensorflow` accounts for that).
 
     Example:
         >>> PiecewiseConstant(boundaries=(0.5, 0.75), values=(1.0, 0.3, 0.7))(0.6)
@@ -100,7 +99,7 @@ class PiecewiseConstant(Schedule):
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"got PiecewiseConstant with {len(self.values)} values for {len(self.boundaries)} "
-                f"boundaries, expected one value more than boundaries; pass {len(self.boundaries) + 1} values"
+                f"boundaries, expected one more value than boundaries; pass {len(self.boundaries) + 1} values"
             )
 
     def multiplier(self, progress: Tensor) -> Tensor:

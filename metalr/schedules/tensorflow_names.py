@@ -1,7 +1,7 @@
 """TensorFlow's learning-rate decays under TensorFlow's own names and arguments.
 
 Definitions: `tf.compat.v1.train` and `tf.keras.optimizers.schedules`. Each call is translated into a
-schedule, a base LR and a horizon, so that what is copied from TensorFlow can go on in a `ScheduleLR`.
+schedule, a base LR and a horizon, so that settings copied from TensorFlow work in a `ScheduleLR`.
 """
 
 import inspect
@@ -27,10 +27,11 @@ from metalr.schedules.steps import PiecewiseConstant
 class StepFunction:
     """The LR as a function of the step: lr = base_lr * schedule(step / horizon).
 
-    The step counts the updates already done. An int or float gives a float; a tensor gives a tensor of its
-    shape, float64 for an integer tensor.
+    The step counts the updates already made. An int or float gives a float; a tensor gives a tensor of the same
+    shape, in its own dtype or in float64 if that is an integer type.
 
     Example:
+        >>> from metalr.schedules import Polynomial
         >>> lr = StepFunction(Polynomial(), base_lr=0.1, horizon=50.0)
         >>> lr(25)
         0.05
@@ -47,6 +48,7 @@ class StepFunction:
     def __call__(self, step: float) -> float: ...
 
     def __call__(self, step: Tensor | float) -> Tensor | float:
+        """Return the LR at a step or at each step of a tensor."""
         if isinstance(step, Tensor):
             steps = step if step.is_floating_point() else step.to(torch.float64)
             return self.base_lr * self.schedule(steps / self.horizon)
@@ -54,11 +56,14 @@ class StepFunction:
 
 
 def tensorflow(decay: str, /, **arguments: Any) -> StepFunction:
-    """TensorFlow's decay of that name, as a function of the step.
+    """Translate one of TensorFlow's decays into a function of the step.
 
-    Arguments have TensorFlow's names and defaults. `learning_rate` (version 1) and `initial_learning_rate`
-    (version 2) are the same; `name` is accepted and means nothing here. Unlike TensorFlow's, an LR must be
-    positive to begin with, and t_mul at least 1.
+    Unlike in TensorFlow, the LR that the decay starts from must be positive, and t_mul at least 1.
+
+    Args:
+        decay: TensorFlow's name, such as "polynomial_decay".
+        **arguments: TensorFlow's arguments, with its names and defaults. `learning_rate` (version 1) is a synonym of
+            `initial_learning_rate` (version 2); `name` is accepted and ignored.
 
     Raises:
         ValueError: the name or an argument is unknown, an argument is missing, or a value is refused.
@@ -97,7 +102,7 @@ def _number(name: str, value: Any, *, above: float = -math.inf) -> float:
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not (math.isfinite(number) and number > above):
         wanted = "a finite number" if above == -math.inf else f"a finite number > {above:g}"
-        raise ValueError(f"got {name}={shown(value)}, expected {wanted}; pass for example 0.1 or 1000")
+        raise ValueError(f"got {name}={shown(value)}, expected {wanted}; pass 0.1 or 1000, for example")
     return number
 
 
@@ -113,6 +118,10 @@ def _over(schedule: Schedule, initial_learning_rate: float, decay_steps: float) 
 def exponential_decay(
     initial_learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool = False
 ) -> StepFunction:
+    """Exponential decay: lr = initial_learning_rate * decay_rate ** (step / decay_steps).
+
+    A staircase rounds step / decay_steps down.
+    """
     schedule = Exponential(rate=decay_rate, every=1.0, staircase=staircase)
     return _over(schedule, initial_learning_rate, decay_steps)
 
@@ -120,6 +129,10 @@ def exponential_decay(
 def natural_exp_decay(
     initial_learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool = False
 ) -> StepFunction:
+    """Natural exponential decay: lr = initial_learning_rate * exp(-decay_rate * step / decay_steps).
+
+    A staircase rounds step / decay_steps down.
+    """
     schedule = NaturalExponential(rate=decay_rate, every=1.0, staircase=staircase)
     return _over(schedule, initial_learning_rate, decay_steps)
 
@@ -127,6 +140,10 @@ def natural_exp_decay(
 def inverse_time_decay(
     initial_learning_rate: float, decay_steps: float, decay_rate: float, staircase: bool = False
 ) -> StepFunction:
+    """Inverse-time decay: lr = initial_learning_rate / (1 + decay_rate * step / decay_steps).
+
+    A staircase rounds step / decay_steps down.
+    """
     schedule = InverseTime(rate=decay_rate, every=1.0, staircase=staircase)
     return _over(schedule, initial_learning_rate, decay_steps)
 
@@ -138,6 +155,10 @@ def polynomial_decay(
     power: float = 1.0,
     cycle: bool = False,
 ) -> StepFunction:
+    """Polynomial decay from the initial to the end LR: lr = (initial - end) * (1 - step / decay_steps) ** power + end.
+
+    After decay_steps the LR stays at the end; with cycle, decay_steps grows to the next multiple that is >= step.
+    """
     base_lr = _positive("initial_learning_rate", initial_learning_rate)
     end = _number("end_learning_rate", end_learning_rate) / base_lr
     return _over(Polynomial(power=power, end=end, cycle=cycle), initial_learning_rate, decay_steps)
@@ -150,7 +171,11 @@ def cosine_decay(
     warmup_target: float | None = None,
     warmup_steps: float = 0,
 ) -> StepFunction:
-    """With a warmup target, the warmup begins at `initial_learning_rate`, and decay_steps come after it."""
+    """Cosine decay to alpha times the LR: lr = base * (alpha + (1 - alpha) * (1 + cos(pi * step / decay_steps)) / 2).
+
+    The base is `initial_learning_rate`. With a warmup target, a linear warmup rises from `initial_learning_rate` to
+    the target in warmup_steps, and decay_steps follow with the target as base.
+    """
     if warmup_target is None:  # then TensorFlow does not look at warmup_steps
         return _over(Cosine(floor=alpha), initial_learning_rate, decay_steps)
     peak = _positive("warmup_target", warmup_target)
@@ -169,6 +194,10 @@ def cosine_decay_restarts(
     m_mul: float = 1.0,
     alpha: float = 0.0,
 ) -> StepFunction:
+    """Cosine decays with restarts, the first over first_decay_steps.
+
+    Each is t_mul times as long and m_mul times as high as the one before, and falls to alpha times the initial LR.
+    """
     schedule = CosineRestarts(period=1.0, t_mul=t_mul, m_mul=m_mul, floor=alpha)
     return _over(schedule, initial_learning_rate, _positive("first_decay_steps", first_decay_steps))
 
@@ -180,6 +209,10 @@ def linear_cosine_decay(
     alpha: float = 0.0,
     beta: float = 0.001,
 ) -> StepFunction:
+    """Linear decay times a cosine: lr = initial * ((alpha + 1 - x) * (1 + cos(2 * pi * num_periods * x)) / 2 + beta).
+
+    Here x is step / decay_steps, at most 1.
+    """
     schedule = LinearCosine(num_periods=num_periods, alpha=alpha, beta=beta)
     return _over(schedule, initial_learning_rate, decay_steps)
 
@@ -194,7 +227,11 @@ def noisy_linear_cosine_decay(
     beta: float = 0.001,
     seed: int | None = None,
 ) -> StepFunction:
-    """The noise has TensorFlow's distribution and our own numbers. Like TensorFlow's, it may go below 0."""
+    """`linear_cosine_decay` with Gaussian noise added to the line.
+
+    The noise has variance initial_variance / (1 + step) ** variance_decay: TensorFlow's distribution, but not its
+    numbers. As in TensorFlow, the LR may fall below 0.
+    """
     schedule = NoisyLinearCosine(
         initial_variance=initial_variance,
         variance_decay=variance_decay,
@@ -209,11 +246,14 @@ def noisy_linear_cosine_decay(
 
 
 def piecewise_constant(boundaries: Sequence[float], values: Sequence[float]) -> StepFunction:
-    """TensorFlow keeps a value up to and including its boundary: on whole steps, up to the next one."""
+    """Piecewise-constant LR: values[i] up to and including the step boundaries[i].
+
+    A schedule of metalr changes at the boundary itself, so each boundary moves to the next whole step.
+    """
     if not isinstance(boundaries, list | tuple) or not isinstance(values, list | tuple):
         raise ValueError(
             f"got boundaries={shown(boundaries)} and values={shown(values)}, expected two lists; "
-            "pass for example boundaries=[1000], values=[0.1, 0.01]"
+            "pass boundaries=[1000], values=[0.1, 0.01], for example"
         )
     firsts = tuple(math.floor(_number("boundary", boundary)) + 1.0 for boundary in boundaries)
     return StepFunction(PiecewiseConstant(boundaries=firsts, values=tuple(values)), base_lr=1.0, horizon=1.0)

@@ -1,9 +1,9 @@
-"""The observation: raw statistics become named, bounded, scale-free features. The one definition for all.
+"""The observation: raw statistics turned into named, bounded, scale-free features, here and nowhere else.
 
 Every feature has a fixed formula, so there is nothing to normalise and nothing to ship beside a policy. Losses
 enter as log ratios, gradients as cosines and log ratios, updates relative to the weights; never a raw loss, LR or
-step count. A feature that is not known (no loss passed, horizon unknown, no interval seen yet) is 0 and a mask
-feature says so.
+step count. An unknown feature (no loss passed, horizon unknown, no interval seen yet) is 0, and a mask feature
+says so.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from metalr.signals.stats import RunStats
 
-# Raised whenever a formula, a bound or the order changes: a saved controller reads only its own version.
+# Incremented whenever a formula, a bound or the order changes: a saved controller accepts only its own version.
 OBSERVATION_VERSION = 1
-# Share of the old value in the running mean of the gradient cosine, per decision.
+# Weight of the old value in the running mean of the gradient cosine, per decision.
 _COSINE_MEMORY = 0.7
 # A mean loss above this multiple of the first interval's counts as exploded.
 EXPLODED_AT = 4.0
@@ -54,7 +54,7 @@ NUM_FEATURES = len(FEATURES)
 
 
 class ObservationState(NamedTuple):
-    """What the features remember between decisions, each `(num_runs, num_groups)`; NaN before the first interval."""
+    """Memory of the features between decisions, each `(num_runs, num_groups)`; NaN before the first interval."""
 
     first_log_loss: Tensor
     last_log_loss: Tensor
@@ -64,19 +64,20 @@ class ObservationState(NamedTuple):
     cosine_mean: Tensor
 
 
-def initial_state(num_runs: int, num_groups: int, like: Tensor) -> ObservationState:
-    """The memory before the first interval, in the dtype and on the device of `like`."""
-    unknown = torch.full((num_runs, num_groups), torch.nan, dtype=like.dtype, device=like.device)
+def initial_state(like: Tensor) -> ObservationState:
+    """Memory before the first interval, with the shape `(num_runs, num_groups)`, dtype and device of `like`."""
+    unknown = torch.full_like(like, torch.nan)
     return ObservationState(*([unknown] * len(ObservationState._fields)))
 
 
 class Context(NamedTuple):
-    """What the features need to know beside the statistics, each broadcastable to `(num_runs, num_groups)`.
+    """Inputs of the features besides the statistics, each broadcastable to `(num_runs, num_groups)`.
 
     Attributes:
-        progress: inner steps done over horizon.
-        lr_multiplier: what the controller multiplies the base LR and base schedule by, as now in force.
-        has_loss, has_horizon: 1.0 or 0.0.
+        progress: inner steps made / horizon.
+        lr_multiplier: the controller's multiplier in force, LR / (base LR * base schedule).
+        has_loss: 1.0 if losses are passed, else 0.0.
+        has_horizon: 1.0 if the horizon is known, else 0.0.
     """
 
     progress: Tensor
@@ -86,8 +87,13 @@ class Context(NamedTuple):
 
 
 def soft(value: Tensor, scale: float) -> Tensor:
-    """value / (scale + |value|): odd, in (-1, 1), fine near zero and never quite flat."""
-    # Beyond 1e6 the quotient is 1 to rounding; the clamp keeps infinity from becoming NaN.
+    """Soft clipping, value / (scale + |value|): odd, in (-1, 1), fine near zero and never quite flat.
+
+    Example:
+        >>> soft(torch.tensor(3.0), scale=1.0).item()
+        0.75
+    """
+    # Beyond 1e6 the quotient rounds to 1; the clamp keeps infinity from becoming NaN.
     value = value.clamp(-1e6, 1e6)
     return value / (scale + value.abs())
 
@@ -111,25 +117,25 @@ def _stack(named: dict[str, Tensor], context: Context, like: Tensor) -> Tensor:
 
 
 def observe_start(prospective_update_ratio: Tensor, context: Context) -> Tensor:
-    """The observation before the first update: only the update that would be made is known.
+    """Make the observation before the first update, when only the update that would be made is known.
 
     Args:
-        prospective_update_ratio: `(num_runs, num_groups)`, or NaN where it cannot be foreseen.
+        prospective_update_ratio: |update| / |weights|, `(num_runs, num_groups)`; NaN where it cannot be predicted.
         context: see `Context`.
 
     Returns:
-        `(num_runs, num_groups, NUM_FEATURES)`.
+        Features `(num_runs, num_groups, NUM_FEATURES)`.
     """
     named = {"update_ratio": _update_ratio_feature(prospective_update_ratio)}
     return _stack(named, context, prospective_update_ratio)
 
 
 def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple[Tensor, ObservationState]:
-    """The observation after a decision interval.
+    """Make the observation after a decision interval.
 
     Args:
-        stats: of the interval.
-        state: memory from the decision before.
+        stats: statistics of the interval.
+        state: memory from the previous decision.
         context: see `Context`.
 
     Returns:
@@ -148,6 +154,10 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         last_log_norm=_known(log_norm, state.last_log_norm),
         cosine_mean=_known(_COSINE_MEMORY * state.cosine_mean + (1.0 - _COSINE_MEMORY) * cosine, cosine),
     )
+    # Before the first interval the memory is NaN. A change from NaN would also end as 0, but through a NaN whose
+    # derivative poisons every gradient; the current value in its place gives the same 0.
+    loss_change = log_loss - _known(state.last_log_loss, log_loss)
+    gradient_change = log_norm - _known(state.last_log_norm, log_norm)
     loss_total = log_loss - new.first_log_loss
     exploded = torch.where(loss_total > math.log(EXPLODED_AT), one, stats.exploded[:, None])
     step_square = (stats.num_losses * (stats.num_losses * stats.num_losses - 1.0) / 12.0).clamp(min=1e-6)
@@ -156,13 +166,13 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
     named = {
         "update_ratio": _update_ratio_feature(stats.update_ratio),
         "loss_total": soft(loss_total, 1.0),
-        "loss_change": soft(log_loss - state.last_log_loss, 0.1),
+        "loss_change": soft(loss_change, 0.1),
         "loss_over_best": soft(log_loss - new.best_log_loss, 0.1),
         "loss_slope": soft(slope, 3.0)[:, None],
         "loss_noise": ((stats.log_loss_noise.log10() + 1.0) / 2.0).clamp(-1.0, 1.0)[:, None],
         "loss_exploded": exploded,
         "gradient_total": soft(log_norm - new.first_log_norm, 1.0),
-        "gradient_change": soft(log_norm - state.last_log_norm, 0.3),
+        "gradient_change": soft(gradient_change, 0.3),
         "gradient_cosine": cosine,
         "gradient_cosine_mean": new.cosine_mean,
         "has_history": one,
@@ -174,15 +184,31 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
 
 
 def feature(observation: Tensor, name: str) -> Tensor:
-    """One feature of `(…, NUM_FEATURES)` by name."""
+    """Select one feature of an observation `(…, NUM_FEATURES)` by name.
+
+    Raises:
+        ValueError: the name is not a feature.
+
+    Example:
+        >>> feature(torch.arange(NUM_FEATURES), "update_ratio").item()
+        2
+    """
     return observation[..., FEATURE_NAMES.index(name)]
 
 
 def visibility(visible: tuple[str, ...] | list[str] | None, like: Tensor) -> Tensor:
-    """A 0/1 vector `(NUM_FEATURES,)` that hides the features not named; None shows all.
+    """Make a 0/1 vector `(NUM_FEATURES,)` that hides the features not named; None shows all.
+
+    Args:
+        visible: names of the features to show.
+        like: gives dtype and device.
 
     Raises:
         ValueError: a name is not a feature.
+
+    Example:
+        >>> visibility(["loss_change", "has_loss"], like=torch.zeros(1)).sum().item()
+        2.0
     """
     unknown = sorted(set(visible or ()) - set(FEATURE_NAMES))
     if unknown:

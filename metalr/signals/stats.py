@@ -1,10 +1,11 @@
 """Raw statistics of a run over one decision interval, as pure tensor functions.
 
-The batched engine and the exported scheduler both call these, so that both lines of the data flow measure the
-same thing. Nothing here is scaled or clipped for a network: see `metalr.signals.observations`.
+The batched engine and the exported scheduler both call these functions, so that training and use measure the same
+thing. Nothing here is scaled or clipped for a network: see `metalr.signals.observations`.
 
-In a user's loop the numbers are few and a decision costs as much as the *kinds* of operations in it, since the code of
-each must come into the processor's cache again after a training step: hence `where` in place of `&`, `any` and casts.
+In a user's loop the tensors are tiny, and the cost of a decision grows with the *kinds* of operations in it, because
+the code of each must be loaded into the processor's cache again after a training step: hence `where` instead of `&`,
+`any` and casts.
 """
 
 import math
@@ -17,13 +18,13 @@ _TINY = 1e-30
 
 
 class RunStats(NamedTuple):
-    """What one decision interval showed. Losses are `(num_runs,)`, the rest `(num_runs, num_groups)`.
+    """Statistics of one decision interval. Those of the loss are `(num_runs,)`, the rest `(num_runs, num_groups)`.
 
     Attributes:
         log_loss: mean of log(loss) over the interval; NaN where no loss is known.
         log_loss_slope: least-squares slope of log(loss), in 1/inner step.
         log_loss_noise: standard deviation of log(loss) around that line.
-        num_losses: losses behind the three numbers above.
+        num_losses: number of losses behind the three statistics above.
         exploded: 1.0 where a loss of the interval was NaN or infinite, else 0.0.
         gradient_norm: root mean square over the last two inner steps of the gradient's Euclidean norm.
         gradient_cosine: cosine between the gradients of the last two inner steps, in [-1, 1].
@@ -41,7 +42,7 @@ class RunStats(NamedTuple):
 
 
 def loss_stats(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The five loss statistics of `RunStats` from the losses of an interval.
+    """Compute the five loss statistics of `RunStats` from the losses of an interval.
 
     Non-finite losses are left out of the means and reported as exploded; a loss that is zero or negative has no
     logarithm and is left out too.
@@ -49,8 +50,11 @@ def loss_stats(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     Args:
         losses: `(num_steps, num_runs)`, in the order of the inner steps.
 
+    Returns:
+        log_loss, log_loss_slope, log_loss_noise, num_losses and exploded, each `(num_runs,)`.
+
     Example:
-        losses 4, 2, 1 give log_loss = log 2, a slope of -log 2 per step and no noise:
+        Losses 4, 2, 1 give log_loss = log 2, a slope of -log 2 per inner step and no noise.
 
         >>> loss_stats(torch.tensor([[4.0], [2.0], [1.0]]))[1].item()
         -0.6931471824645996
@@ -82,16 +86,31 @@ def norm(square: Tensor) -> Tensor:
 
 
 def gradient_norm(square_before: Tensor, square_last: Tensor) -> Tensor:
-    """Root mean square of two gradient norms, from their squares."""
+    """Root mean square of two gradient norms, from their squares.
+
+    Example:
+        >>> gradient_norm(torch.tensor(1.0), torch.tensor(49.0)).item()
+        5.0
+    """
     return norm(0.5 * (square_before + square_last))
 
 
 def cosine(product: Tensor, square_before: Tensor, square_last: Tensor) -> Tensor:
-    """Cosine of two vectors from their inner product and squared norms; 0 where one of them vanishes."""
-    # Each norm alone: the product of two small squares underflows in float32.
+    """Cosine of two vectors from their inner product and squared norms; 0 where one of them vanishes.
+
+    Example:
+        >>> cosine(torch.tensor(3.0), torch.tensor(4.0), torch.tensor(9.0)).item()
+        0.5
+    """
+    # Each norm on its own, because the product of two small squares underflows in float32.
     return (product / (norm(square_before) * norm(square_last)).clamp(min=_TINY)).clamp(-1.0, 1.0)
 
 
 def ratio(square_update: Tensor, square_params: Tensor) -> Tensor:
-    """Norm of an update over the norm of the weights, from their squares."""
+    """Norm of an update over the norm of the weights, from their squares.
+
+    Example:
+        >>> ratio(torch.tensor(1.0), torch.tensor(4.0)).item()
+        0.5
+    """
     return norm(square_update) / norm(square_params)

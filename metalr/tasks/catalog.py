@@ -1,6 +1,6 @@
-"""The shipped tasks by name, and families that draw tasks which differ in what fixes shapes.
+"""The shipped tasks by name.
 
-`Task` itself is in `metalr.tasks.task`. Knows nothing of controllers or environments.
+`Task` itself is in `metalr.tasks.task`, distributions of tasks in `metalr.tasks.families`.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from metalr.tasks.task import Task
 
 
 def _quadratic(horizon: int = 400, **changes: Any) -> Task:
-    """One parameter from 5, loss (w + 1)², SGD with the learning rate 0.2·0.95^t: the older literature's run."""
-    # At any horizon that makes sense; Task itself refuses the others.
+    """One parameter that starts at 5, loss (w + 1)², SGD with learning rate 0.2·0.95^t, as in the older literature."""
+    # This only guards the division below: `Task` itself refuses a bad horizon.
     updates = max(horizon, 1) if isinstance(horizon, int) else 1
     defaults: dict[str, Any] = {
         "optimizer": "sgd",
@@ -37,9 +37,9 @@ def _quadratic(horizon: int = 400, **changes: Any) -> Task:
 
 
 def _noisy_quadratic(dimensions: int = 1000, **changes: Any) -> Task:
-    """A quadratic with curvatures 1/i and gradient noise, followed in expectation and so without any noise.
+    """A quadratic with curvatures 1/i and gradient noise, computed in expectation and therefore deterministic.
 
-    The params are Aᵢ = E[wᵢ²], from 1; see `metalr.optimizers.classic.ExpectedSGD`.
+    The params are Aᵢ = E[wᵢ²], which start at 1; see `metalr.optimizers.classic.ExpectedSGD`.
     """
     ones = torch.ones(dimensions, dtype=torch.float64)
     defaults: dict[str, Any] = {
@@ -58,13 +58,13 @@ def _classifier(model: Callable[[], nn.Module], data: TensorData, changes: dict[
 
 
 def _digits_mlp(width: int = 32, depth: int = 1, **changes: Any) -> Task:
-    """Digits, 8×8 images, a multilayer perceptron."""
+    """Digits (8×8 images), a multilayer perceptron."""
     model = partial(models.MLP, [64, *([width] * depth), 10])
     return _classifier(model, datasets.digits(), changes, name="digits-mlp")
 
 
 def _digits_cnn(width: int = 8, depth: int = 2, **changes: Any) -> Task:
-    """Digits, 8×8 images, a convolutional network with group normalisation."""
+    """Digits (8×8 images), a convolutional network with group normalisation."""
     model = partial(models.ConvNet, 2, 1, [width * 2**i for i in range(depth)], 10)
     return _classifier(model, datasets.digits(flat=False), changes, name="digits-cnn")
 
@@ -82,7 +82,7 @@ def _mnist1d_cnn(width: int = 16, depth: int = 3, num_variants: int = 1, **chang
 
 
 def _teacher_student(width: int = 32, depth: int = 1, num_variants: int = 16, **changes: Any) -> Task:
-    """Regression on random tanh networks; every data variant is another teacher."""
+    """Regression on random tanh networks; each data variant has its own teacher."""
     model = partial(models.MLP, [20, *([width] * depth), 1], torch.tanh)
     defaults: dict[str, Any] = {"base_lr": 0.05, "name": "teacher-student"}
     return Task(model, datasets.teacher_student(num_variants), functional.mse_loss, **{**defaults, **changes})
@@ -92,7 +92,7 @@ def _cifar10_cnn(folder: str | None = None, width: int = 16, depth: int = 3, **c
     """CIFAR-10 from the published files in `folder`, a convolutional network with group normalisation."""
     if folder is None:
         raise ValueError(
-            "got no folder, expected one with the published CIFAR-10 files (nothing is downloaded): "
+            "got no folder, expected the folder of the published CIFAR-10 files (nothing is downloaded): "
             "unpack cifar-10-python.tar.gz and pass folder='.../cifar-10-batches-py'"
         )
     model = partial(models.ConvNet, 2, 3, [width * 2**i for i in range(depth)], 10)
@@ -121,10 +121,14 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, **changes: Any) -> Task:
-    """A shipped task by name, with any argument of `Task` (or of its builder: width, depth, …) changed.
+    """Build a shipped task by name.
+
+    Args:
+        name: a key of `TASKS`.
+        **changes: any argument of `Task`, or of the task's builder (width, depth, …), to override.
 
     Raises:
-        ValueError: the name is unknown (the nearest is named), or a number is out of range.
+        ValueError: the name is unknown (the message suggests the nearest), or a number is out of range.
         TypeError: an argument is unknown.
 
     Example:

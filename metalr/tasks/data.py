@@ -1,7 +1,7 @@
-"""Where minibatches come from: tensors on the device, or a user's loader; train, valid and test splits.
+"""Sources of minibatches, tensors on the device or a user's loader, with train, valid and test splits.
 
-A minibatch is a pure function of run seed and step. *train* feeds the inner loss, *valid* the reward and the
-meta-loss, *test* is only ever reported.
+A minibatch is a pure function of run seed and step. *train* feeds the inner loss and *valid* the reward and the
+meta-loss; *test* is only ever reported.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,16 @@ from metalr import seeding
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Batch = tuple[Tensor, Tensor]
-# Bytes of minibatch inputs that are gathered at once, by type of device: about what its cache holds.
+# Bytes of minibatch inputs to gather at once, by device type: about the size of its cache.
 _GATHERED_BYTES = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 class Data(ABC):
-    """Where the minibatches of a task come from. Inputs and targets have the leading axes (num_runs, batch)."""
+    """Source of a task's minibatches. Inputs and targets have the leading axes (num_runs, batch_size).
+
+    Attributes:
+        num_variants: how many variants of the data there are; a run sees one of them.
+    """
 
     num_variants: int = 1
 
@@ -33,24 +37,36 @@ class Data(ABC):
         """Yield the minibatches of inner steps first_step, first_step + 1, … of each run.
 
         Args:
-            seeds, variants, first_step: `(num_runs,)` int64.
-            num_steps: how many minibatches to yield.
+            seeds: run seeds, `(num_runs,)` int64.
+            variants: the data variant of each run, `(num_runs,)` int64.
+            first_step: inner steps already made, `(num_runs,)` int64.
+            num_steps: number of minibatches to yield.
             batch_size: examples in each.
 
         Yields:
-            inputs `(num_runs, batch_size, …)` and targets `(num_runs, batch_size, …)`.
+            Inputs `(num_runs, batch_size, …)` and targets `(num_runs, batch_size, …)`.
         """
 
     @abstractmethod
     def chunks(self, split: Split, variants: Tensor, max_examples: int, chunk_size: int) -> Iterator[Batch]:
-        """Yield the first `max_examples` examples of a split, `chunk_size` at a time, for every run."""
+        """Yield the first `max_examples` examples of a split, at most `chunk_size` at a time, for every run.
+
+        Args:
+            split: "train", "valid" or "test".
+            variants: the data variant of each run, `(num_runs,)` int64.
+            max_examples: examples to yield in all, or fewer if the split is smaller.
+            chunk_size: examples in a chunk.
+
+        Yields:
+            Inputs `(num_runs, chunk, …)` and targets `(num_runs, chunk, …)`.
+        """
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Data":
-        """The same data on a device, floating-point tensors in `dtype`."""
+        """Return the same data on a device, with floating-point tensors in `dtype`."""
         return self
 
     def restart(self) -> None:  # noqa: B027 -- only a stream has anything to restart
-        """Begin at step 0 again; called when all runs start anew."""
+        """Return to step 0; called when all runs start anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +74,7 @@ class TensorData(Data):
     """Resident tensors, one copy for all runs.
 
     A minibatch is drawn with replacement: index = hash(seed, step, position) modulo the number of training
-    examples. So it depends on nothing but the run's own seed and step.
+    examples. It therefore depends only on the run's own seed and step.
 
     Attributes:
         train, valid, test: inputs `(num_variants, num_examples, …)` and targets `(num_variants, num_examples, …)`.
@@ -71,24 +87,28 @@ class TensorData(Data):
 
     @classmethod
     def of(cls, train: Batch, valid: Batch | None = None, test: Batch | None = None) -> "TensorData":
-        """From plain tensors `(num_examples, …)`; valid and test default to the split before them.
+        """Build from plain tensors `(num_examples, …)`; valid defaults to train, and test to valid.
 
         Raises:
-            ValueError: inputs and targets of a split differ in length, or a split is empty.
+            ValueError: a split is no pair of tensors, its inputs and targets differ in length, or it is empty.
+
+        Example:
+            >>> TensorData.of((torch.zeros(100, 3), torch.zeros(100))).train[0].shape
+            torch.Size([1, 100, 3])
         """
         valid = valid if valid is not None else train
         test = test if test is not None else valid
         for name, split in zip(SPLITS, (train, valid, test), strict=True):
             if len(split) != 2 or not all(isinstance(part, Tensor) for part in split):
                 raise ValueError(
-                    f"got a {name} split of {[type(part).__name__ for part in split]}, expected (inputs, targets) as "
-                    "two tensors: convert arrays with torch.as_tensor"
+                    f"got a {name} split of {[type(part).__name__ for part in split]}, expected two tensors "
+                    "(inputs, targets): convert arrays with torch.as_tensor"
                 )
             inputs, targets = split
             if len(inputs) != len(targets) or len(inputs) == 0:
                 raise ValueError(
-                    f"got a {name} split of {len(inputs)} inputs and {len(targets)} targets, expected equally many "
-                    "and at least one: pass (inputs, targets) with the examples along the first axis"
+                    f"got a {name} split of {len(inputs)} inputs and {len(targets)} targets, expected the same number "
+                    "of both and at least one: pass (inputs, targets) with the examples along the first axis"
                 )
         return cls(*((inputs[None], targets[None]) for inputs, targets in (train, valid, test)))
 
@@ -112,7 +132,7 @@ class TensorData(Data):
         indices = seeding.integers(inputs.shape[1], stream, steps, position)  # (num_steps, num_runs, batch_size)
         indices = indices + variants[:, None] * inputs.shape[1]
         flat_inputs, flat_targets = inputs.flatten(0, 1), targets.flatten(0, 1)
-        # Several minibatches are gathered by one call, as many as stay in the cache.
+        # One call gathers several minibatches, as many as fit in the cache.
         size = inputs[0, 0].numel() * inputs.element_size() * indices[0].numel()
         block = max(_GATHERED_BYTES.get(device.type, 0) // max(size, 1), 1)
         for part in indices.split(block):
@@ -146,11 +166,15 @@ class TensorData(Data):
 class LoaderData(Data):
     """A user's own `DataLoader` (or any iterable of `(inputs, targets)`), for one run at a time.
 
-    The loader decides the order and the batch size; it is restarted when it ends. `valid` and `test` are
-    iterables of the same kind and default to the split before them.
+    The loader decides the order and the batch size; it is restarted when it ends.
+
+    Args:
+        train: yields the minibatches, inputs `(batch_size, …)` and targets `(batch_size, …)`.
+        valid: an iterable of the same kind; None takes `train`.
+        test: an iterable of the same kind; None takes `valid`.
 
     Raises:
-        ValueError: more than one run is asked for, or the loader yields nothing.
+        ValueError: when minibatches are drawn, if there is more than one run or the loader yields nothing.
     """
 
     def __init__(self, train: Iterable, valid: Iterable | None = None, test: Iterable | None = None) -> None:
@@ -169,7 +193,7 @@ class LoaderData(Data):
         self._require_one_run(len(seeds))
         start = int(first_step)
         for step in range(start, start + num_steps):
-            # A probe looks at the next minibatch before the update that uses it: the same step, the same batch.
+            # A probe reads the next minibatch before the update that uses it: the same step must give the same batch.
             if step != self._last_step:
                 self._last_step, self._last_batch = step, self._next()
             yield self._move(self._last_batch)
@@ -189,7 +213,7 @@ class LoaderData(Data):
         return moved
 
     def restart(self) -> None:
-        """Iterate over the loader from its beginning; a shuffling loader decides itself in which order."""
+        """Iterate over the loader from its beginning; a shuffling loader chooses its own order."""
         self._iterator = iter(())
         self._last_step = -1
 
@@ -211,6 +235,6 @@ class LoaderData(Data):
     def _require_one_run(num_runs: int) -> None:
         if num_runs != 1:
             raise ValueError(
-                f"got {num_runs} runs on a data loader, expected 1: a loader has one order; "
+                f"got {num_runs} runs on a data loader, expected 1, since a loader has a single order: "
                 "use TensorData for batched runs, or num_runs=1"
             )

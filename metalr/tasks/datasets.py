@@ -1,4 +1,7 @@
-"""The shipped datasets: generated, read from a folder that the user names, or found in an installed package."""
+"""The shipped datasets: generated, read from a folder that the user names, or loaded from an installed package.
+
+Each is a `TensorData`, with float32 inputs and int64 labels unless its docstring says otherwise.
+"""
 
 import pickle
 import sys
@@ -15,13 +18,13 @@ from metalr.tasks.data import SPLITS, Batch, TensorData
 
 
 def empty() -> TensorData:
-    """Data for a loss that needs none: every example is an empty vector."""
+    """Placeholder data for a loss that needs none: one example, an empty vector."""
     nothing = torch.zeros(1, 0)
     return TensorData.of((nothing, nothing))
 
 
 def _split(inputs: Tensor, targets: Tensor, valid: int, test: int, seed: int = 0) -> TensorData:
-    """Shuffle with a fixed seed and cut off `valid` and `test` examples."""
+    """Shuffle with a fixed seed, and set `valid` and `test` examples aside."""
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     inputs, targets = inputs[order], targets[order]
     cuts = [len(inputs) - valid - test, valid, test]
@@ -35,7 +38,14 @@ def _missing(package: str) -> ImportError:
 
 @lru_cache
 def digits(flat: bool = True) -> TensorData:
-    """scikit-learn's 8×8 handwritten digits: 1,197 train, 300 valid, 300 test, 10 classes, values in [-1, 1]."""
+    """Handwritten digits of scikit-learn, 8×8: 1,197 train, 300 valid, 300 test, 10 classes, values in [-1, 1].
+
+    Args:
+        flat: inputs are `(1, num_examples, 64)`, else `(1, num_examples, 1, 8, 8)`.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -54,8 +64,15 @@ def mnist1d(num_variants: int = 1, flat: bool = True) -> TensorData:
     """MNIST-1D (Greydanus and Kobak 2020): 3,200 train, 800 valid, 1,000 test signals of length 40, 10 classes.
 
     Variant 0 is the published default dataset (seed 42); the others are generated with other seeds.
+
+    Args:
+        num_variants: how many datasets to generate.
+        flat: inputs are `(num_variants, num_examples, 40)`, else `(num_variants, num_examples, 1, 40)`.
+
+    Raises:
+        ImportError: the package mnist1d is not installed.
     """
-    import numpy as np  # not above: a scheduler in a user's loop needs none
+    import numpy as np  # imported here because a scheduler in a user's loop needs no numpy
 
     try:
         from mnist1d.data import get_dataset_args, make_dataset
@@ -82,7 +99,12 @@ def mnist1d(num_variants: int = 1, flat: bool = True) -> TensorData:
 def teacher_student(num_variants: int = 16, num_inputs: int = 20, teacher_width: int = 8) -> TensorData:
     """Regression on random tanh networks: 2,048 train, 512 valid, 512 test; each variant has its own teacher.
 
-    The targets have unit variance, with Gaussian noise of standard deviation 0.1 added.
+    The targets have unit variance before Gaussian noise of standard deviation 0.1 is added.
+
+    Args:
+        num_variants: how many teachers there are.
+        num_inputs: standard normal inputs of each example; targets are `(num_variants, num_examples, 1)` float32.
+        teacher_width: tanh units of a teacher.
     """
     sizes = {"train": 2048, "valid": 512, "test": 512}
     total = sum(sizes.values())
@@ -103,12 +125,14 @@ def teacher_student(num_variants: int = 16, num_inputs: int = 20, teacher_width:
 def cifar10(folder: str | Path) -> TensorData:
     """CIFAR-10 from its published "python version" files: 45,000 train, 5,000 valid, 10,000 test images.
 
+    Inputs are `(1, num_examples, 3, 32, 32)` with values in [-1, 1].
+
     Args:
         folder: holds `data_batch_1` … `data_batch_5` and `test_batch`. Nothing is downloaded.
 
     Raises:
-        FileNotFoundError: a file is missing; the message says which and where the folder comes from.
-        ValueError: a file is not of the published format.
+        FileNotFoundError: a file is missing; the message says which, and where to get it.
+        ValueError: a file is not in the published format.
     """
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     folder = Path(folder)
@@ -116,7 +140,7 @@ def cifar10(folder: str | Path) -> TensorData:
     if missing:
         raise FileNotFoundError(
             f"got folder {folder} without {', '.join(missing)}, expected the six files of "
-            "cifar-10-python.tar.gz: unpack that archive and name its cifar-10-batches-py folder"
+            "cifar-10-python.tar.gz: unpack that archive and pass its cifar-10-batches-py folder"
         )
     parts = [_cifar10_file(folder / name) for name in names]
     inputs = torch.cat([x for x, _ in parts[:5]])
@@ -126,7 +150,7 @@ def cifar10(folder: str | Path) -> TensorData:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """The published files are pickles of byte strings, lists and numpy arrays; nothing else is let in."""
+    """Unpickler for the published files, which hold byte strings, lists and numpy arrays; it refuses all else."""
 
     _allowed = frozenset(
         {
@@ -145,7 +169,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _cifar10_file(path: Path) -> Batch:
-    import numpy as np  # not above: a scheduler in a user's loop needs none
+    import numpy as np  # imported here because a scheduler in a user's loop needs no numpy
 
     try:
         with path.open("rb") as file:
@@ -154,8 +178,8 @@ def _cifar10_file(path: Path) -> Batch:
         labels = torch.as_tensor(content[b"labels"], dtype=torch.int64)
         inputs = pixels.view(-1, 3, 32, 32).float() / 127.5 - 1.0
         if len(labels) != len(inputs) or len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
-            raise ValueError(f"{len(inputs)} images and {len(labels)} labels, which must be as many and from 0 to 9")
-    except Exception as error:  # a foreign pickle fails in any way whatever; none of them runs code
+            raise ValueError(f"{len(inputs)} images and {len(labels)} labels, not one label from 0 to 9 per image")
+    except Exception as error:  # a foreign pickle can fail in any way; none of them runs code
         raise ValueError(
             f"got {path}, which is not a CIFAR-10 batch ({error}), expected a pickled dict with b'data' "
             "(n, 3072) uint8 and b'labels': take the files of cifar-10-python.tar.gz unchanged"
@@ -167,20 +191,27 @@ def _cifar10_file(path: Path) -> Batch:
 def standard_library_bytes(length: int = 32, num_examples: int = 2048) -> TensorData:
     """Next-byte prediction on the source text of Python's own standard library.
 
-    Inputs are `(num_examples, length)` bytes as int64, targets the same text moved on by one byte. Files are
-    taken in the order of their names, every split from files of its own; valid and test have an eighth of
+    Inputs are `(1, num_examples, length)` bytes as int64; targets are the same text shifted by one byte. Files are
+    taken in the order of their names, and no file serves two splits. valid and test have an eighth of
     `num_examples` each.
 
     The text differs between Python versions, so compare numbers of this task within one version only.
+
+    Args:
+        length: bytes in an example.
+        num_examples: examples in the train split.
+
+    Raises:
+        FileNotFoundError: Python was installed without the source text of its library.
     """
-    import numpy as np  # not above: a scheduler in a user's loop needs none
+    import numpy as np  # imported here because a scheduler in a user's loop needs no numpy
 
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(folder.glob("*.py"))
     if len(files) < 3:
         raise FileNotFoundError(
             f"got no source text of the standard library in {folder}, expected its .py files: "
-            f"run a Python that ships them (this is {sys.version.split()[0]})"
+            f"use a Python that ships them (this is {sys.version.split()[0]})"
         )
     sizes = {"train": num_examples, "valid": num_examples // 8, "test": num_examples // 8}
     by_split = {"train": files[0::2], "valid": files[1::4], "test": files[3::4]}

@@ -1,4 +1,4 @@
-"""Families: distributions of tasks that differ in what fixes shapes."""
+"""Task families: distributions of tasks that differ in the settings that fix shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,12 @@ from metalr.tasks.task import Task
 
 @dataclass(frozen=True)
 class TaskFamily:
-    """A distribution of tasks: the axes that fix shapes are drawn here, the rest anew at every reset of a run.
+    """A distribution of tasks: settings that fix shapes are drawn here, the rest at every reset of a run.
 
     Attributes:
         name: shown in cards and records.
-        tasks: shipped task name -> the axes of variation, argument -> possible values. An axis named
-            "optimizer" may name an optimizer; its default base LR is `base_lr`'s value for that name, if given.
-        base_lr: optimizer name -> default base LR, for tasks whose optimizer is drawn.
+        tasks: shipped task name -> axes of variation, each an argument of the task -> its possible values.
+        base_lr: optimizer name -> default base LR, for tasks that draw their optimizer (the axis "optimizer").
         base_lr_range: at each reset the base LR is log-uniform between these factors of the task's default.
 
     Example:
@@ -33,7 +32,7 @@ class TaskFamily:
     base_lr_range: tuple[float, float] = (0.1, 10.0)
 
     def sample(self, seed: int, num_groups: int) -> list[Task]:
-        """Draw tasks, one for each run group; the task names take turns."""
+        """Draw one task for each run group, taking the task names in turn."""
         names = list(self.tasks)
         return [self._draw(names[i % len(names)], seeding.hash_integers(seed, i)) for i in range(num_groups)]
 
@@ -49,7 +48,19 @@ class TaskFamily:
 
 
 def draw_base_lr(task: Task, seeds: Tensor, base_lr_range: tuple[float, float]) -> Tensor:
-    """Log-uniform base LRs around a task's default, `(num_runs,)` float64, a function of each run's seed."""
+    """Draw log-uniform base LRs around a task's default, each a function of its run's seed.
+
+    Args:
+        task: gives the default base LR.
+        seeds: run seeds, `(num_runs,)` int64.
+        base_lr_range: lowest and highest factor of the default.
+
+    Returns:
+        `(num_runs,)` float64.
+
+    Raises:
+        ValueError: the range is not 0 < low <= high < infinity.
+    """
     low, high = base_lr_range
     if not 0.0 < low <= high < float("inf"):
         raise ValueError(f"got base_lr_range {base_lr_range}, expected 0 < low <= high: pass factors such as (0.1, 10)")

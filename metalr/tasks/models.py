@@ -1,8 +1,8 @@
-"""Small networks that can be batched with `torch.func.vmap`, and weights that are drawn from a seed on the device.
+"""Small networks that `torch.func.vmap` can batch, and weights drawn from a seed on the device.
 
-No running statistics, no unseeded dropout, no in-place buffers: one run of a batch must not see another. The
-networks also take the weights of many runs at once, each with a leading axis num_runs, and inputs with the same
-axis: plain matrix products over a batch, which spare the interpreter's cost of `vmap` (half of a small step).
+They have no running statistics, unseeded dropout or in-place buffers: one run of a batch must not see another. They
+also accept the weights of many runs at once, with a leading axis num_runs that the inputs share: plain batched matrix
+products avoid the interpreter overhead of `vmap`, half the cost of a small step.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn import functional
 from metalr import seeding
 
 Activation = Callable[[Tensor], Tensor]
-# Functions of each element alone, which may be given any shape.
+# Functions that act elementwise, and so accept any shape.
 _ELEMENTWISE: tuple[Activation, ...] = (
     *(torch.relu, torch.tanh, torch.sigmoid, torch.sin, torch.nn.functional.softplus),
     *(functional.relu, functional.gelu, functional.silu, functional.elu, functional.leaky_relu, functional.selu),
@@ -27,18 +27,22 @@ _ELEMENTWISE: tuple[Activation, ...] = (
 def takes_runs(module: nn.Module) -> bool:
     """Whether a module can be called with the weights and inputs of many runs, `(num_runs, …)` each.
 
-    True for this file's own networks with an activation that is known to act on each element alone. A subclass may
-    do anything in its forward pass, and is left to `vmap`.
+    True for this file's own networks with an activation that is known to act elementwise. A subclass may do anything
+    in its forward pass, and is left to `vmap`.
+
+    Example:
+        >>> takes_runs(MLP([4, 8, 2])), takes_runs(nn.Linear(4, 2))
+        (True, False)
     """
     known = type(module) in (Point, MLP, ConvNet, GRUClassifier, ByteTransformer)
     return known and getattr(module, "activation", functional.relu) in _ELEMENTWISE
 
 
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """inputs · weightᵀ + bias.
+    """Affine map, inputs · weightᵀ + bias.
 
     Args:
-        inputs: `(…, in)`, or `(num_runs, …, in)` where the weights have the axis num_runs.
+        inputs: `(…, in)`, or `(num_runs, …, in)` if the weights have the axis num_runs.
         weight: `(out, in)` or `(num_runs, out, in)`.
         bias: `(out,)` or `(num_runs, out)`.
     """
@@ -49,7 +53,7 @@ def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _scale_and_shift(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """inputs · weight + bias along the last axis, with the shapes of `_affine`."""
+    """Elementwise inputs · weight + bias along the last axis, for weights `(width,)` or `(num_runs, width)`."""
     if weight.dim() == 1:
         return torch.addcmul(bias, inputs, weight)
     shape = (len(weight), *[1] * (inputs.dim() - 2), -1)
@@ -57,14 +61,14 @@ def _scale_and_shift(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that also takes many runs at once."""
+    """`nn.Linear` that also accepts many runs at once."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _affine(inputs, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis that also takes many runs at once."""
+    """`nn.LayerNorm` over the last axis that also accepts many runs at once."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.weight.dim() == 1:
@@ -74,7 +78,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` that also takes many runs at once: weights `(num_runs, rows, width)`."""
+    """`nn.Embedding` that also accepts many runs at once: weights `(num_runs, rows, width)`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.weight.dim() == 2:
@@ -83,13 +87,16 @@ class Embedding(nn.Embedding):
         if inputs.device.type == "cpu":
             first_row = torch.arange(0, runs * rows, rows).view(-1, *[1] * (inputs.dim() - 1))
             return functional.embedding(inputs + first_row, self.weight.flatten(0, 1))
-        # A matrix product: the backward pass of a look-up waits for the host, or adds in no fixed order.
+        # A matrix product, because the backward pass of a look-up waits for the host or adds in no fixed order.
         chosen = inputs.flatten(1)[..., None] == torch.arange(rows, device=inputs.device)
         return (chosen.to(self.weight.dtype) @ self.weight).view(*inputs.shape, -1)
 
 
 class Point(nn.Module):
-    """A bare parameter vector that ignores its input: the "network" of the quadratic tasks.
+    """A bare float64 parameter vector that ignores its input: the "network" of the quadratic tasks.
+
+    Args:
+        values: the initial values, `(num_params,)`.
 
     Example:
         >>> Point([5.0])(torch.zeros(0)).item()
@@ -110,6 +117,10 @@ class MLP(nn.Module):
     Args:
         sizes: widths from input to output, for example `[40, 32, 32, 10]`.
         activation: a function of a tensor, for example `torch.tanh`.
+
+    Example:
+        >>> sum(p.numel() for p in MLP([40, 32, 10]).parameters())
+        1642
     """
 
     def __init__(self, sizes: list[int], activation: Activation = functional.relu) -> None:
@@ -118,7 +129,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # With the weights of many runs, the inputs have an axis more as well.
+        # With the weights of many runs, the inputs have a leading axis too.
         hidden = self.layers[0](inputs.flatten(self.layers[0].weight.dim() - 1))  # type: ignore[operator]
         for layer in self.layers[1:]:
             hidden = layer(self.activation(hidden))
@@ -131,8 +142,8 @@ class ConvNet(nn.Module):
     Args:
         dimensions: 1 for signals `(batch, in_channels, length)`, 2 for images `(batch, in_channels, height, width)`.
         in_channels: channels of the input.
-        channels: channels of each convolution; each halves the length of every side.
-        num_classes: outputs.
+        channels: channels of each convolution; each convolution halves every side.
+        num_classes: number of outputs.
         activation: a function of a tensor.
     """
 
@@ -164,10 +175,10 @@ class ConvNet(nn.Module):
         return self.head(hidden.flatten(2).mean(-1))
 
     def _forward_runs(self, inputs: Tensor) -> Tensor:
-        """The same for inputs `(num_runs, batch, channels, *sides)`, with the channels last.
+        """Forward pass for inputs `(num_runs, batch, channels, *sides)`, computed with the channels last.
 
-        A convolution is a gather of its windows and a matrix product: the library's grouped convolution, into which
-        `vmap` turns the runs, takes twice as long for channels this few.
+        A convolution becomes a gather of its windows and a matrix product: the library's grouped convolution, which
+        `vmap` would use, takes twice as long for so few channels.
         """
         runs = len(inputs)
         hidden = inputs.flatten(0, 1).movedim(1, -1)  # (num_runs * batch, *sides, channels)
@@ -179,9 +190,9 @@ class ConvNet(nn.Module):
         return self.head(hidden.flatten(1, -2).mean(1).unflatten(0, (runs, -1)))
 
     def _windows(self, hidden: Tensor) -> Tensor:
-        """What kernel 3, stride 2, padding 1 sees: `(n, *sides, channels)` to `(n, *halves, windows)`.
+        """Windows of kernel 3, stride 2, padding 1: `(n, *sides, channels)` to `(n, *halves, kernel * channels)`.
 
-        The last axis has the kernel's sides, then the channels.
+        The last axis runs over the kernel's positions, then the channels.
         """
         padded = functional.pad(hidden, (0, 0) + (1, 2) * self.dimensions)
         halves = [(side + 1) // 2 for side in hidden.shape[1:-1]]
@@ -191,8 +202,8 @@ class ConvNet(nn.Module):
         return torch.cat([row[:, :, j : j + 2 * halves[1] : 2] for row in rows for j in range(3)], -1)
 
     def _normalise(self, hidden: Tensor, norm: nn.Module) -> Tensor:
-        """Group normalisation of `(num_runs, batch, *sides, channels)`; `(num_runs * batch, *sides, channels)`."""
-        # Two sides, one of them 1: the library then takes the channels-last layout as it is and copies nothing.
+        """Group normalisation, `(num_runs, batch, *sides, channels)` to `(num_runs * batch, *sides, channels)`."""
+        # With two sides, one of length 1, the library accepts the channels-last layout and copies nothing.
         images = hidden.flatten(0, 1).flatten(1, -2).mT.unsqueeze(2)
         normal = functional.group_norm(images, norm.num_groups, eps=norm.eps)  # type: ignore[arg-type]
         normal = normal.squeeze(2).mT.reshape(hidden.shape)
@@ -202,12 +213,12 @@ class ConvNet(nn.Module):
 class GRUClassifier(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) over a sequence, read out from its last state.
 
-    The cell is written out because the fused ones have no second derivative on CUDA.
+    The cell is written out because fused cells have no second derivative on CUDA.
 
     Args:
         input_size: features at each position; the input is `(batch, length, input_size)`.
         hidden_size: width of the state.
-        num_classes: outputs.
+        num_classes: number of outputs.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_classes: int) -> None:
@@ -229,7 +240,12 @@ class GRUClassifier(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and a two-layer MLP (Radford et al. 2019)."""
+    """Pre-norm causal self-attention and a two-layer MLP (Radford et al. 2019): `(…, length, width)` in and out.
+
+    Args:
+        width: size of each position's vector, a multiple of `num_heads`.
+        num_heads: attention heads.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -264,7 +280,15 @@ class TransformerBlock(nn.Module):
 class ByteTransformer(nn.Module):
     """A causal language model over bytes: `(batch, length)` int64 in, `(batch, length, 256)` logits out.
 
-    The defaults have about 100 thousand parameters.
+    Args:
+        width: size of each position's vector, a multiple of `num_heads`.
+        num_layers: transformer blocks.
+        num_heads: attention heads of each block.
+        max_length: bytes in the longest input.
+
+    Example:
+        >>> sum(p.numel() for p in ByteTransformer().parameters())
+        120576
     """
 
     def __init__(self, width: int = 64, num_layers: int = 2, num_heads: int = 4, max_length: int = 64) -> None:
@@ -294,12 +318,12 @@ def seeded_parameters(module: nn.Module, seeds: Tensor) -> dict[str, Tensor] | N
     one and zero; embeddings are normal with standard deviation one, also torch's default.
 
     Args:
-        module: one of this file; gives names, shapes and layer types, its own values are not read.
+        module: a network of this file, read for names, shapes and layer types; only a `Point` keeps its own values.
         seeds: `(num_runs,)` int64.
 
     Returns:
-        name -> `(num_runs, *shape)` in the dtype of the module, or None for a module from elsewhere, which may
-        initialise its layers in a way of its own.
+        Name -> `(num_runs, *shape)` in the dtype of the module, or None for a module from elsewhere, which may
+        initialise its layers differently.
     """
     if type(module).__module__ != __name__:
         return None
@@ -316,7 +340,7 @@ def seeded_parameters(module: nn.Module, seeds: Tensor) -> dict[str, Tensor] | N
                 flat = torch.full((len(seeds), parameter.numel()), float(name == "weight"), device=seeds.device)
             elif isinstance(layer, nn.Embedding):
                 flat = seeding.normal(*key, dtype=parameter.dtype)
-            else:  # a Point: its values are given
+            else:  # a Point, whose values are given
                 flat = parameter.detach().to(seeds.device).flatten().expand(len(seeds), -1)
             full_name = f"{prefix}.{name}" if prefix else name
             drawn[full_name] = flat.to(parameter.dtype).view(len(seeds), *parameter.shape)

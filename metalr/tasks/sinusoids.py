@@ -1,7 +1,10 @@
 """Few-shot regression on sinusoids: the classic test of MAML and Meta-SGD, as a task of the batched engine.
 
 Every data variant is one sinusoid with its own few training points, so a batch of runs is a batch of few-shot
-problems, and the meta-loss "final-valid" after `horizon` inner steps is the few-shot objective.
+tasks, and the meta-loss "final-valid" after `horizon` inner steps is the few-shot objective.
+
+Sources: Finn, Abbeel and Levine 2017, arXiv 1703.03400, section 5.1 (MAML); Li et al. 2017, arXiv 1707.09835
+(Meta-SGD).
 """
 
 from collections.abc import Iterator
@@ -20,13 +23,16 @@ from metalr.tasks.task import Task
 
 @dataclass(frozen=True)
 class Sinusoids(Data):
-    """y = amplitude · sin(frequency · x + phase), x uniform in [-5, 5], all drawn from the variant's number.
+    """Points of y = amplitude · sin(frequency · x + phase), x uniform in [-5, 5], drawn from the variant's number.
+
+    Inputs and targets are `(num_runs, points, 1)`.
 
     Attributes:
-        shots: training points of a sinusoid; every minibatch is all of them.
-        queries: points of the valid and the test split, which differ from each other and from the training points.
-        amplitude, phase, frequency: ranges of the uniform draws.
-        dtype: of the points.
+        shots: training points of a sinusoid; every minibatch holds all of them.
+        queries: points in each of the valid and test splits, distinct from each other and from the training points.
+        amplitude, phase, frequency: ranges of the uniform draws; phase in radians.
+        dtype: dtype of the points.
+        num_variants: number of different sinusoids.
     """
 
     shots: int
@@ -65,7 +71,18 @@ class Sinusoids(Data):
 
 
 def sinusoid_task(shots: int, *, inner_steps: int = 1, queries: int = 10, **ranges: tuple[float, float]) -> Task:
-    """Few-shot regression with the net 1-40-40-1 of both papers; base LR 1, so a learned LR is the LR itself."""
+    """Few-shot regression with the 1-40-40-1 network of both papers; with base LR 1, a learned multiplier is the LR.
+
+    Args:
+        shots: training points of a sinusoid.
+        inner_steps: the horizon.
+        queries: points in each of the valid and test splits.
+        **ranges: amplitude, phase or frequency, as in `Sinusoids`.
+
+    Example:
+        >>> sinusoid_task(5).num_params
+        1761
+    """
     model = partial(models.MLP, [1, 40, 40, 1])
     data = Sinusoids(shots, queries, **ranges)  # type: ignore[arg-type]
     settings = {"base_lr": 1.0, "horizon": inner_steps, "batch_size": shots, "name": "sinusoids"}

@@ -1,7 +1,7 @@
-"""`Task`: one supervised problem, a network, data, a loss, an inner optimizer and a budget.
+"""`Task`: one supervised problem, made of a network, data, a loss, an inner optimizer and a budget.
 
-It is made in a few lines from a user's own module and tensors. What cannot be batched is refused here, with what to
-use instead. The shipped tasks and families of them are in `metalr.tasks.catalog`.
+A few lines build one from a user's own module and tensors. Networks that cannot be batched are refused here, with an
+alternative. The shipped tasks are in `metalr.tasks.catalog`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ from metalr.tasks.data import Batch, Data, LoaderData, TensorData
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Layers whose running statistics or unseeded randomness would tie the runs of a batch together.
+# Layers whose running statistics or unseeded randomness would couple the runs of a batch.
 _UNBATCHABLE = {
     _BatchNorm: "nn.GroupNorm or nn.LayerNorm",
     _InstanceNorm: "nn.GroupNorm(num_channels, num_channels)",
@@ -36,16 +36,16 @@ class Task:
     """One supervised problem with everything that a training run needs.
 
     Args:
-        model: builds the network; called with torch's generator seeded where weights come from a bank.
-        data: a `Data`, or `(inputs, targets)` tensors for training alone, or a `DataLoader`.
+        model: builds the network; called with torch's generator seeded if weights come from a bank.
+        data: a `Data`, a pair of tensors `(inputs, targets)` that serves as every split, or a `DataLoader`.
         loss: `(outputs, targets) -> scalar`, a mean over the batch that stays positive.
         optimizer: the inner optimizer, or its name in `metalr.optimizers.classic.OPTIMIZERS`.
         base_lr: the default learning rate, positive.
         horizon: inner steps (optimizer updates) in a run.
         batch_size: examples in a minibatch.
-        metric: `(outputs, targets) -> scalar` reported beside the loss; None reports the loss alone.
+        metric: `(outputs, targets) -> scalar`, reported beside the loss; None reports the loss alone.
         initial_weights: a state dict that every run starts from (fine-tuning); None draws fresh weights per seed.
-        schedule: the base schedule that a controller's multiplier multiplies.
+        schedule: the base schedule, which a controller's multiplier scales.
         name: shown in records and errors.
 
     Raises:
@@ -53,8 +53,8 @@ class Task:
 
     Example:
         >>> inputs = torch.randn(100, 3)
-        >>> task = Task(lambda: nn.Linear(3, 1), (inputs, inputs.sum(1, keepdim=True)), functional.mse_loss,
-        ...             optimizer="momentum", base_lr=0.05, horizon=200)
+        >>> task = Task(lambda: torch.nn.Linear(3, 1), (inputs, inputs.sum(1, keepdim=True)),
+        ...             torch.nn.functional.mse_loss, optimizer="momentum", base_lr=0.05, horizon=200)
         >>> task.num_params
         4
     """
@@ -79,12 +79,13 @@ class Task:
 
     def _check(self) -> None:
         if not 0.0 < self.base_lr < float("inf"):
-            raise ValueError(f"got base_lr {self.base_lr}, expected a positive finite number: pass for example 0.1")
+            raise ValueError(f"got base_lr {self.base_lr}, expected a positive finite number: pass 0.1, for example")
         for name in ("horizon", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(
-                    f"got {name} {value!r}, expected at least 1, as a whole number: it counts inner steps or examples"
+                    f"got {name} {value!r}, expected a whole number of at least 1: "
+                    "give horizon in optimizer updates and batch_size in examples"
                 )
         module = self.build()
         check_batchable(module)
@@ -96,17 +97,17 @@ class Task:
             check_forward(module, self.loss, (_cast(inputs, dtype), _cast(targets, dtype)))
 
     def with_(self, **changes: Any) -> "Task":
-        """A copy with some arguments changed, for example `task.with_(horizon=200)`."""
+        """Return a copy with some arguments changed, for example `task.with_(horizon=200)`."""
         return replace(self, **changes)
 
     def build(self) -> nn.Module:
-        """A fresh module on the CPU, without touching torch's global generator."""
+        """Build a fresh module on the CPU without changing torch's global generator."""
         with torch.random.fork_rng(devices=[]):
             return self.model()
 
     @property
     def num_params(self) -> int:
-        """Trainable numbers in the network."""
+        """Number of trainable parameters in the network."""
         return sum(p.numel() for p in self.build().parameters() if p.requires_grad)
 
 
@@ -143,29 +144,31 @@ def _check_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_batchable(module: nn.Module) -> None:
-    """Refuse a module whose layers tie the runs of a batch together.
+    """Refuse a module whose layers couple the runs of a batch.
 
     Raises:
         ValueError: the module has running statistics, unseeded dropout or no trainable parameters; the message
-            names the layer and what to use instead.
+            names the layer and a replacement.
     """
     for name, layer in module.named_modules():
         for kind, instead in _UNBATCHABLE.items():
             inert = getattr(layer, "p", 1.0) == 0.0 or not getattr(layer, "track_running_stats", True)
             if isinstance(layer, kind) and (not inert or kind is _BatchNorm):
                 raise ValueError(
-                    f"got a network with {type(layer).__name__} at {name or 'the top'!r}, expected layers whose runs "
-                    f"do not depend on each other or on hidden state: use {instead} instead"
+                    f"got a network with {type(layer).__name__} at {name or 'the top'!r}, expected layers in which "
+                    f"no run depends on another or on hidden state: use {instead} instead"
                 )
     if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError("got a network without parameters, expected at least one that is trained")
+        raise ValueError(
+            "got a network without parameters, expected at least one that is trained: add a layer or unfreeze one"
+        )
 
 
 def check_forward(module: nn.Module, loss: Loss, batch: Batch) -> None:
-    """Try the network on two runs of a small batch `(2, batch, …)`.
+    """Try the network on two runs of a small batch, `(2, batch, …)`.
 
     Raises:
-        ValueError: the forward pass fails when it is batched, or changes a buffer.
+        ValueError: the batched forward pass fails or changes a buffer, or the loss is not a scalar.
     """
     trained = {name: torch.stack([p.detach()] * 2) for name, p in module.named_parameters()}
     buffers = {name: b.clone() for name, b in module.named_buffers()}
@@ -179,19 +182,19 @@ def check_forward(module: nn.Module, loss: Loss, batch: Batch) -> None:
     except Exception as error:
         raise ValueError(
             f"got a network or loss that cannot be batched ({error}), expected pure functions of weights and inputs: "
-            "use nn.GroupNorm for batch statistics, no dropout, no changes in place, and a loss that returns a mean"
+            "use nn.GroupNorm for batch statistics, no dropout, no in-place changes, and a loss that returns a mean"
         ) from error
     after = dict(module.named_buffers())
     changed = [name for name, old in buffers.items() if after[name] is None or not _same_buffer(old, after[name])]
     if changed:
         raise ValueError(
             f"got a network whose forward pass changes the buffers {changed}, expected one without hidden state: "
-            "use nn.GroupNorm in place of running statistics, or keep such state outside"
+            "use nn.GroupNorm instead of running statistics, or keep that state outside the network"
         )
     if shape != (2,):
         raise ValueError(f"got a loss of shape {tuple(shape[1:])} for a batch, expected a scalar: take its mean")
 
 
 def _same_buffer(old: Tensor, new: Tensor) -> bool:
-    # A buffer that was replaced under vmap is a wrapper that cannot even be compared.
+    # A buffer replaced under vmap is a wrapper that cannot even be compared.
     return not is_batchedtensor(new) and old.shape == new.shape and bool((old == new).all())

@@ -1,4 +1,4 @@
-"""Saving and loading controllers: exact round trips, and nothing from a stranger's file but a refusal."""
+"""Saving and loading controllers: exact round trips, and a clean refusal of every hostile file."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ from metalr.artefacts.controller_file import (
 )
 from metalr.control.reference import ScheduleController
 from metalr.schedules import Constant, Cosine, Function
-from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, Training, random_policy, recurrent_policy
+from tests.support.policies import random_policy, recurrent_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, Training
 
 REFUSED = r"got .*, expected "
 
@@ -35,7 +36,7 @@ def parts(content: bytes) -> tuple[dict, bytes]:
 
 
 def forged(header: dict, payload: bytes) -> bytes:
-    """A file with a true checksum, as a hostile author would make it."""
+    """A file with a valid checksum, as a hostile author would make it."""
     header["__metadata__"]["sha256"] = "0" * 64
 
     def pack() -> bytes:
@@ -48,7 +49,7 @@ def forged(header: dict, payload: bytes) -> bytes:
 
 
 def with_card(change, content: bytes | None = None) -> bytes:
-    """A forged file whose card was changed in place by a function."""
+    """A forged file whose card a function has changed in place."""
     header, payload = parts(to_bytes(random_policy()) if content is None else content)
     card = json.loads(header["__metadata__"]["metalr"])
     change(card)
@@ -75,7 +76,7 @@ def test_a_saved_controller_sets_the_same_lrs(name, tmp_path):
 
 
 def test_a_forged_file_that_changes_nothing_loads():
-    """So the refusals below are for what was changed."""
+    """An unchanged forgery is accepted, so the refusals below are due to the changes."""
     assert from_bytes(with_card(lambda card: None))[0].config() == random_policy().config()
 
 
@@ -202,7 +203,7 @@ def test_absurd_json_is_refused(text):
 
 
 def retensored(change) -> bytes:
-    """A forged file whose tensors were changed by a function."""
+    """A forged file whose tensors a function has changed."""
     header, _ = parts(to_bytes(random_policy()))
     tensors = random_policy().tensors()
     tensors = change(dict(tensors))
@@ -325,7 +326,7 @@ def test_five_thousand_mutated_files_are_refused(controller, tmp_path):
 
 
 def scrambled(value, draw: random.Random):
-    """A card's value, or something else in its place."""
+    """A value of a card, or something else in its place."""
     if isinstance(value, dict) and draw.random() < 0.8:
         key = draw.choice(list(value))
         return {k: scrambled(v, draw) if k == key else v for k, v in value.items()}
@@ -372,7 +373,7 @@ def test_two_thousand_forged_cards_are_refused_or_stay_in_bounds():
         except ValueError:  # anything else would be a defect
             continue
         accepted += 1
-        state = controller.init(4, 1, torch.ones(4, 1, dtype=torch.float64))
+        state = controller.init(torch.ones(4, 1, dtype=torch.float64))
         for progress in (0.0, 0.5, 1.0):
             multiplier, state = controller(observation, state)
             factor = multiplier * controller.schedule(progress)
@@ -383,7 +384,7 @@ def test_two_thousand_forged_cards_are_refused_or_stay_in_bounds():
 
 
 def test_nothing_is_executed(tmp_path, monkeypatch):
-    """A pickle in the place of the file, or of a tensor, is bytes and no more."""
+    """A pickle in place of the file or of a tensor is treated as mere bytes."""
     import pickle
 
     class Bomb:

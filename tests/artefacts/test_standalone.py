@@ -1,4 +1,4 @@
-"""The one-file export sets the LRs of the library, bit for bit, and needs torch alone."""
+"""The one-file export sets the same LRs as the library, bit for bit, and depends on torch alone."""
 
 import ast
 import csv
@@ -19,7 +19,8 @@ from metalr.control.policy import PolicyController
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Constant, Cosine, Function, Sequence, Warmup
-from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training, random_policy
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
 CARD = {"about": {"trained_on": "nothing, weights are random", "note": 'a "quoted" \\ word and ü'}}
@@ -50,7 +51,7 @@ class Loop(Training):
 
 
 def lrs(make, seed: int, resume_from=None) -> list:
-    """The LRs of one random run: another net, base LR, horizon, optimizer, scope; stopped and resumed once."""
+    """The LRs of a run with random net, base LR, horizon, optimizer and scope, stopped and resumed once."""
     draw = random.Random(seed)
     kind, horizon = draw.choice(["sgd", "adam"]), draw.randrange(2 * DECISIONS, 60)
     lr, passes_loss = 10.0 ** draw.uniform(-3.0, -1.0), draw.random() < 0.8
@@ -133,7 +134,7 @@ def test_it_can_be_read():
     assert "CARD = {'about': {'trained_on': 'nothing, weights are random'" in source
     assert "import metalr" not in source
     assert "from metalr" not in source.split('"""', 2)[2]
-    assert "# After an explosion the multiplier is held below this share" in source  # comments survive
+    assert "# After an explosion the multiplier is held to this fraction" in source  # comments survive
     assert max(map(len, source.splitlines())) <= 120
     assert "OneCycle" not in source  # what is not used is not there
     for line in source.splitlines():
@@ -142,7 +143,7 @@ def test_it_can_be_read():
 
 
 def test_a_weight_that_is_changed_shows():
-    """The comparison above would say little if it could not see a change."""
+    """The comparison above would prove little if it could not see a change."""
     controller = random_policy()
     changed = PolicyController(controller.network, ActionSpec(alpha=1.0 + 1e-12), controller.schedule, DECISIONS)
     first, second = (lrs(lambda o, h, k, c=c: LearnedLR(o, c, h, **k), 0) for c in (controller, changed))

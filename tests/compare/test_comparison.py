@@ -3,21 +3,26 @@
 import json
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from metalr import schedules
-from metalr.compare import batches, comparison, results, selection
-from metalr.compare.ablations import controls_of, mean_replay, untrained
-from metalr.compare.batches import Cell, run_cells
-from metalr.compare.comparison import Settings, compare, load, trials_of
-from metalr.compare.contenders import get_baseline, of_controller, of_schedule
+from metalr.compare import comparison, results, selection
+from metalr.compare.ablations import ablations_of, mean_replay, untrained
+from metalr.compare.batches import batches_of, train_batch
+from metalr.compare.catalog import CONTENDERS, get_contender
+from metalr.compare.comparison import compare, load
+from metalr.compare.contenders import Contender, Kind, LearnedContender, of_schedule
+from metalr.compare.plan import Plan
+from metalr.compare.run_record import NO_TRIAL, PlannedRun, RunRecord
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings, trials_of
 from metalr.control.actions import ActionSpec
 from metalr.control.catalog import build_controller
-from metalr.control.policy import PolicyController, PolicyNetwork
+from metalr.control.policy import PolicyController
 from metalr.control.reference import ReplayController
 from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
@@ -25,9 +30,10 @@ from metalr.records import RunFolder, difference, from_line, to_line
 from metalr.signals.observations import NUM_FEATURES
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from tests.support.policies import random_policy
 
 SMALL = Settings(
-    baselines=("constant", "linear", "cosine", "greedy"),
+    contenders=("constant", "linear", "cosine", "greedy"),
     num_lrs=4,
     lr_range=(0.1, 10.0),
     draws=2,
@@ -41,11 +47,8 @@ SMALL = Settings(
 
 def policy(decisions: int = 5, scale: float = 0.3) -> PolicyController:
     """A policy with fixed random weights: it moves the LR by what it sees."""
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(8, NUM_FEATURES, generator=generator)
-    last = scale * torch.randn(1, 8, generator=generator)
-    network = PolicyNetwork([first, last], [torch.zeros(8), torch.zeros(1)])
-    return PolicyController(network, ActionSpec(), schedules.Linear(), decisions)
+    schedule = schedules.Linear()
+    return random_policy(ActionSpec(), schedule=schedule, decisions=decisions, hidden=8, scales=(1.0, scale))
 
 
 def student(**changes: object) -> Task:
@@ -63,19 +66,19 @@ def lines(folder: Path) -> list[str]:
 
 
 def test_every_tuned_contender_has_the_same_number_of_trials(done: comparison.Comparison) -> None:
-    tuning = [record for record in done.records if record["phase"] == "tuning"]
-    runs = Counter(record["contender"] for record in tuning)
-    assert set(runs) == set(SMALL.baselines)
+    tuning = [record for record in done.records if record.phase == "tuning"]
+    runs = Counter(record.contender for record in tuning)
+    assert set(runs) == set(SMALL.contenders)
     assert set(runs.values()) == {SMALL.num_trials * SMALL.tuning_seeds}
-    for name in SMALL.baselines:
-        own = [record for record in tuning if record["contender"] == name]
-        assert {record["trial"] for record in own} == set(range(SMALL.num_trials))
-        lrs = sorted(record["base_lr_factor"] for record in own)
+    for name in SMALL.contenders:
+        own = [record for record in tuning if record.contender == name]
+        assert {record.trial for record in own} == set(range(SMALL.num_trials))
+        lrs = sorted(record.base_lr_factor for record in own)
         assert (lrs[0], lrs[-1]) == pytest.approx(SMALL.lr_range)
 
 
 def test_a_contender_without_parameters_gets_a_finer_lr_grid() -> None:
-    constant, cosine = (trials_of(get_baseline(name), SMALL) for name in ("constant", "cosine"))
+    constant, cosine = (trials_of(get_contender(name), SMALL) for name in ("constant", "cosine"))
     assert len(constant) == len(cosine) == 8
     assert len({factor for _, factor in constant}) == 8
     assert len({factor for _, factor in cosine}) == 4
@@ -83,86 +86,86 @@ def test_a_contender_without_parameters_gets_a_finer_lr_grid() -> None:
 
 
 def test_reports_are_on_fresh_seeds_and_all_on_the_same(done: comparison.Comparison) -> None:
-    seeds = {
-        phase: {r["seed"] for r in done.records if r["phase"] == phase} for phase in ("tuning", "report", "wrong-base")
-    }
+    seeds = {phase: {r.seed for r in done.records if r.phase == phase} for phase in ("tuning", "report", "wrong-base")}
     assert seeds["tuning"].isdisjoint(seeds["report"])
     assert seeds["report"] == seeds["wrong-base"] == set(SMALL.seeds("report"))
     other = replace(SMALL, seed=1)
     assert set(other.seeds("tuning")).isdisjoint({*SMALL.seeds("tuning"), *SMALL.seeds("report")})
     for name in selection.contenders_of(done.records, "teacher-student"):
-        for criterion in ("train", "valid"):
+        for criterion in Criterion:
             runs = selection.chosen_runs(done.records, "teacher-student", name, criterion)
-            assert [run["seed"] for run in runs] == SMALL.seeds("report")
+            assert [run.seed for run in runs] == SMALL.seeds("report")
 
 
 def test_the_two_tables_never_mix(done: comparison.Comparison) -> None:
     """Garbling everything that a table must not read changes nothing in it."""
     task = "teacher-student"
-    for criterion, own in (("train", {"train_loss"}), ("valid", {"valid_loss", "test_loss", "test_metric"})):
+    numbers = {f.name for f in fields(RunRecord) if f.name.endswith(("_loss", "_metric"))}
+    read = {Criterion.TRAIN: {"train_loss"}, Criterion.VALID: {"valid_loss", "test_loss", "test_metric"}}
+    for criterion, own in read.items():
         before = results.result_table(done.records, task, criterion)
-        garbled = [
-            {k: -123.0 if k.endswith(("_loss", "_metric")) and k not in own else v for k, v in record.items()}
-            for record in done.records
-        ]
+        garbled = [replace(record, **dict.fromkeys(numbers - own, -123.0)) for record in done.records]
         after = results.result_table(garbled, task, criterion)
-        assert json.dumps(before, default=str) == json.dumps(after, default=str)
-        assert ("test_metric" in before[0]) == (criterion == "valid")
+        assert repr(before) == repr(after)
+        assert (before[0].test_metric is not None) == (criterion is Criterion.VALID)
 
 
 def test_selection_reads_the_tuning_seeds_only(done: comparison.Comparison) -> None:
     task = "teacher-student"
-    before = selection.best_trial(done.records, task, "cosine", "train")
-    garbled = [{**r, "train_loss": 1e-9} if r["phase"] != "tuning" else r for r in done.records]
-    assert selection.best_trial(garbled, task, "cosine", "train") == before
-    scores = selection.trial_scores(done.records, task, "cosine", "train")
+    before = selection.best_trial(done.records, task, "cosine", Criterion.TRAIN)
+    garbled = [replace(r, train_loss=1e-9) if r.phase != "tuning" else r for r in done.records]
+    assert selection.best_trial(garbled, task, "cosine", Criterion.TRAIN) == before
+    scores = selection.trial_scores(done.records, task, "cosine", Criterion.TRAIN)
     assert scores[before] == min(scores.values())
-    assert selection.tuned_best(garbled, task, "train") == selection.tuned_best(done.records, task, "train")
+    assert selection.tuned_best(garbled, task, Criterion.TRAIN) == selection.tuned_best(
+        done.records, task, Criterion.TRAIN
+    )
 
 
-def test_controllers_are_shown_beside_their_controls(done: comparison.Comparison) -> None:
+def test_controllers_are_shown_beside_their_ablations(done: comparison.Comparison) -> None:
     names = selection.contenders_of(done.records, "teacher-student")
     beside = ["base schedule", "random policy", "untrained policy", "replay"]
     assert [name for name in names if name.startswith("ppo")] == ["ppo", *(f"ppo: {what}" for what in beside)]
-    kinds = {record["contender"]: record["kind"] for record in done.records}
-    assert kinds["ppo"] == "controller"
-    assert {kinds[f"ppo: {what}"] for what in beside} == {"control"}
-    rows = results.result_table(done.records, "teacher-student", "train")
-    assert next(row for row in rows if row["contender"] == "ppo")["trials"] == 0
+    kinds = {record.contender: record.kind for record in done.records}
+    assert kinds["ppo"] is Kind.LEARNED
+    assert {kinds[f"ppo: {what}"] for what in beside} == {Kind.ABLATION}
+    assert {json.loads(line)["kind"] for line in lines(done.folder)} == {"schedule", "rule", "controller", "ablation"}
+    rows = results.result_table(done.records, "teacher-student", Criterion.TRAIN)
+    assert next(row for row in rows if row.contender == "ppo").trials == 0
 
 
 def test_wrong_base_table(done: comparison.Comparison) -> None:
     rows = results.wrong_base_table(done.records, "teacher-student")
-    by_name = {(row["contender"], row["factor"]): row for row in rows}
-    assert by_name["tuned best", None]["regret"].value == 0.0
-    assert by_name["tuned cosine", None]["over_cosine"].value == 1.0
+    by_name = {(row.contender, row.factor): row for row in rows}
+    assert by_name["tuned best", None].regret.value == 0.0
+    assert by_name["tuned cosine", None].over_cosine.value == 1.0
     assert {factor for name, factor in by_name if name == "ppo"} == {0.1, 1.0}
-    assert by_name["cosine", 0.1]["loss"].value > by_name["tuned cosine", None]["loss"].value
+    assert by_name["cosine", 0.1].loss.value > by_name["tuned cosine", None].loss.value
     assert ("linear", 0.1) not in by_name
-    best = selection.tuned_best(done.records, "teacher-student", "train")
+    best = selection.tuned_best(done.records, "teacher-student", Criterion.TRAIN)
     own = [
-        r["train_loss"] for r in selection.select(done.records, contender="ppo", phase="wrong-base", base_lr_factor=0.1)
+        r.train_loss for r in selection.select(done.records, contender="ppo", phase="wrong-base", base_lr_factor=0.1)
     ]
-    reference = [r["train_loss"] for r in selection.chosen_runs(done.records, "teacher-student", best, "train")]
+    reference = [r.train_loss for r in selection.chosen_runs(done.records, "teacher-student", best, Criterion.TRAIN)]
     regrets = sorted(max(math.log(a / b), 0.0) for a, b in zip(own, reference, strict=True))
-    assert by_name["ppo", 0.1]["regret"].value == pytest.approx((regrets[1] + regrets[2]) / 2)
+    assert by_name["ppo", 0.1].regret.value == pytest.approx((regrets[1] + regrets[2]) / 2)
 
 
 def test_time_table(done: comparison.Comparison) -> None:
     rows = results.time_table(done.records, done.curves, "teacher-student")
-    best = selection.tuned_best(done.records, "teacher-student", "valid")
-    assert {row["target_by"] for row in rows} == {best}
-    assert all(0.0 <= row["reached"] <= 1.0 for row in rows)
-    assert next(row for row in rows if row["contender"] == best)["reached"] >= 0.25
+    best = selection.tuned_best(done.records, "teacher-student", Criterion.VALID)
+    assert {row.target_by for row in rows} == {best}
+    assert all(0.0 <= row.reached <= 1.0 for row in rows)
+    assert next(row for row in rows if row.contender == best).reached >= 0.25
 
 
 def test_a_rerun_skips_everything_and_changes_nothing(done: comparison.Comparison, monkeypatch) -> None:
     before = lines(done.folder)
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a finished cell was trained again")
+        raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr(comparison, "run_cells", refuse)
+    monkeypatch.setattr(comparison, "train_batch", refuse)
     again = compare(student(), done.folder, SMALL, controllers={"ppo": policy()})
     assert lines(done.folder) == before
     assert again.records == done.records
@@ -204,10 +207,12 @@ def test_a_folder_of_a_different_run_is_refused(done: comparison.Comparison, tmp
     with pytest.raises(ValueError, match="sha256"):
         compare(student(), done.folder, SMALL, controllers={"ppo": policy(scale=0.4)})
     other = of_schedule("own", schedules.Linear(end=0.5))
-    compare(student(), tmp_path / "own", replace(SMALL, baselines=("cosine",), factors=()), contenders=[other])
+    compare(student(), tmp_path / "own", replace(SMALL, contenders=("cosine",), factors=()), more_contenders=[other])
     changed = of_schedule("own", schedules.Linear(end=0.25))
     with pytest.raises(ValueError, match=r"end was 0\.5, is 0\.25"):
-        compare(student(), tmp_path / "own", replace(SMALL, baselines=("cosine",), factors=()), contenders=[changed])
+        compare(
+            student(), tmp_path / "own", replace(SMALL, contenders=("cosine",), factors=()), more_contenders=[changed]
+        )
     (tmp_path / "thesis").mkdir()
     tmp_path = tmp_path / "thesis"
     (tmp_path / "thesis.tex").write_text("irreplaceable")
@@ -228,35 +233,35 @@ def test_load_gives_back_what_compare_gave(done: comparison.Comparison) -> None:
 
 
 def test_an_edge_of_the_grid_is_flagged(tmp_path: Path) -> None:
-    settings = replace(SMALL, baselines=("constant",), draws=1, lr_range=(1e-4, 1e-2), factors=(), controls=False)
+    settings = replace(SMALL, contenders=("constant",), draws=1, lr_range=(1e-4, 1e-2), factors=(), ablations=False)
     found = compare(make_task("quadratic", horizon=20), tmp_path / "run", settings)
-    (row,) = results.result_table(found.records, "quadratic", "train")
-    assert row["edges"] == ["lr high"]
+    (row,) = results.result_table(found.records, "quadratic", Criterion.TRAIN)
+    assert row.edges == ["lr high"]
     wide = replace(settings, lr_range=(1e-3, 1e3))
     found = compare(make_task("quadratic", horizon=20), tmp_path / "wide", wide)
-    (row,) = results.result_table(found.records, "quadratic", "train")
-    assert row["edges"] == []
+    (row,) = results.result_table(found.records, "quadratic", Criterion.TRAIN)
+    assert row.edges == []
 
 
 def test_diverged_and_idle_runs_are_counted_and_never_chosen(tmp_path: Path) -> None:
     # The quadratic (w + 1)² diverges above lr 1; its base LR is 0.2.
-    settings = replace(SMALL, baselines=("constant",), draws=1, factors=(1e-6, 1.0, 10.0), wrong_base=None)
+    settings = replace(SMALL, contenders=("constant",), draws=1, factors=(1e-6, 1.0, 10.0), wrong_base=None)
     found = compare(make_task("quadratic", horizon=20), tmp_path / "run", settings)
-    rows = {row["factor"]: row for row in results.wrong_base_table(found.records, "quadratic", ["constant"])}
-    assert (rows[10.0]["diverged"], rows[10.0]["no_progress"]) == (4, 0)
-    assert rows[10.0]["loss"].value == rows[10.0]["regret"].value == math.inf
-    assert (rows[1e-6]["diverged"], rows[1e-6]["no_progress"]) == (0, 4)
-    assert (rows[1.0]["diverged"], rows[1.0]["no_progress"]) == (0, 0)
-    (row,) = results.result_table(found.records, "quadratic", "train")
-    assert row["diverged"] == 0
-    assert all(math.isinf(r["train_loss"]) for r in found.records if r["diverged"])
+    rows = {row.factor: row for row in results.wrong_base_table(found.records, "quadratic", ["constant"])}
+    assert (rows[10.0].diverged, rows[10.0].no_progress) == (4, 0)
+    assert rows[10.0].loss.value == rows[10.0].regret.value == math.inf
+    assert (rows[1e-6].diverged, rows[1e-6].no_progress) == (0, 4)
+    assert (rows[1.0].diverged, rows[1.0].no_progress) == (0, 0)
+    (row,) = results.result_table(found.records, "quadratic", Criterion.TRAIN)
+    assert row.diverged == 0
+    assert all(math.isinf(r.train_loss) for r in found.records if r.diverged)
     assert "Infinity" not in (tmp_path / "run" / "records.jsonl").read_text()
 
 
 def test_targets_and_tuned_controllers(tmp_path: Path) -> None:
     settings = replace(
         SMALL,
-        baselines=("cosine", "hypergradient"),
+        contenders=("cosine", "hypergradient"),
         draws=1,
         num_lrs=3,
         targets=True,
@@ -267,35 +272,35 @@ def test_targets_and_tuned_controllers(tmp_path: Path) -> None:
         [student(), make_task("quadratic", horizon=20)], tmp_path / "run", settings, controllers={"ppo": policy()}
     )
     rows = results.time_table(found.records, found.curves, "teacher-student")
-    assert rows[0]["target_by"].startswith("target: ")
+    assert rows[0].target_by.startswith("target: ")
     tuned = [
-        row["trials"]
-        for row in results.result_table(found.records, "teacher-student", "train")
-        if row["contender"] == "ppo"
+        row.trials
+        for row in results.result_table(found.records, "teacher-student", Criterion.TRAIN)
+        if row.contender == "ppo"
     ]
     assert sorted(tuned) == [0, 3]
     noisy = make_task("noisy-quadratic", dimensions=5, horizon=20)
     found_noisy = compare(noisy, tmp_path / "noisy", replace(settings, factors=(1.0,), wrong_base=None))
-    assert {record["contender"] for record in found_noisy.records} == {"cosine"}
-    assert len(results.result_table(found.records, "quadratic", "valid")) == len(
-        results.result_table(found.records, "teacher-student", "valid")
+    assert {record.contender for record in found_noisy.records} == {"cosine"}
+    assert len(results.result_table(found.records, "quadratic", Criterion.VALID)) == len(
+        results.result_table(found.records, "teacher-student", Criterion.VALID)
     )
 
 
 def test_a_batch_of_many_contenders_is_each_of_them_alone() -> None:
     """The batch driver sets the LRs that `run_episode` sets for one controller."""
     task = student()
-    contenders = {
+    contenders: dict[str, Contender] = {
         "linear": of_schedule("linear", schedules.Linear()),
-        "greedy": get_baseline("greedy"),
-        "ppo": of_controller("ppo", policy(decisions=10)),
+        "greedy": get_contender("greedy"),
+        "ppo": LearnedContender(name="ppo", learned=policy(decisions=10)),
     }
-    found = [
-        Cell(task.name, name, "report", -1, (), 0.5, 0.5 * task.base_lr, seed)
+    batch = [
+        PlannedRun(task.name, name, "report", NO_TRIAL, (), 0.5, 0.5 * task.base_lr, seed)
         for name in contenders
         for seed in (5, 6, 7)
     ]
-    records, curves = run_cells(task, contenders, found, curves="full", dtype=torch.float64)
+    records, curves = train_batch(task, contenders, batch, curves="full", dtype=torch.float64)
     for index, name in enumerate(contenders):
         controller = contenders[name].controller({}, task.horizon)
         runs = BatchedRuns(task, 3, dtype=torch.float64)
@@ -304,23 +309,25 @@ def test_a_batch_of_many_contenders_is_each_of_them_alone() -> None:
         own = records[3 * index : 3 * index + 3]
         for split in ("train", "valid", "test"):
             expected = episode.final[split][0].tolist()
-            assert [record[f"{split}_loss"] for record in own] == pytest.approx(expected, rel=1e-9)
-        assert curves[3 * index]["lr"] == pytest.approx(episode.lr[::2, 0, 0].tolist(), rel=1e-5)
+            assert [record.loss(split) for record in own] == pytest.approx(expected, rel=1e-9)
+        assert curves[3 * index].lr == pytest.approx(episode.lr[::2, 0, 0].tolist(), rel=1e-5)
 
 
 def test_batches_separate_what_cannot_share_one() -> None:
     task = student()
-    contenders = {name: get_baseline(name) for name in ("cosine", "hypergradient")}
-    contenders["ppo"] = of_controller("ppo", policy(decisions=5))
-    made = [Cell(task.name, name, "report", -1, (), 1.0, 0.05, seed) for name in contenders for seed in range(5)]
-    cut = batches.chunks(made, contenders, task, max_runs=4)
-    assert [len(chunk) for chunk in cut] == [4, 1, 4, 1, 4, 1]
-    assert all(len({cell.contender for cell in chunk}) == 1 for chunk in cut)
+    contenders = {name: get_contender(name) for name in ("cosine", "hypergradient")}
+    contenders["ppo"] = LearnedContender(name="ppo", learned=policy(decisions=5))
+    planned = [
+        PlannedRun(task.name, name, "report", NO_TRIAL, (), 1.0, 0.05, seed) for name in contenders for seed in range(5)
+    ]
+    cut = batches_of(planned, contenders, task, max_runs=4)
+    assert [len(batch) for batch in cut] == [4, 1, 4, 1, 4, 1]
+    assert all(len({run.contender for run in batch}) == 1 for batch in cut)
 
 
-def test_controls() -> None:
+def test_ablations() -> None:
     controller = policy()
-    assert set(controls_of(controller)) == {"base schedule", "random policy", "untrained policy"}
+    assert set(ablations_of(controller)) == {"base schedule", "random policy", "untrained policy"}
     fresh = untrained(controller, seed=1)
     assert [w.shape for w in fresh.network.weights] == [w.shape for w in controller.network.weights]
     assert not torch.equal(fresh.network.weights[0], controller.network.weights[0])
@@ -328,7 +335,7 @@ def test_controls() -> None:
     replay = mean_replay(controller, multipliers)
     assert replay.multipliers == pytest.approx((2.0, 0.5))
     assert build_controller(json.loads(json.dumps(replay.config())), {}) == replay
-    state = replay.init(1, 1, torch.zeros(()))
+    state = replay.init(torch.zeros(1, 1))
     played = []
     for _ in range(3):
         value, state = replay(torch.zeros(1, 1, NUM_FEATURES), state)
@@ -365,7 +372,7 @@ def test_a_run_folder_writes_each_record_once(tmp_path: Path) -> None:
 
 def test_bad_input_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
-        Settings(baselines=("cosin",))
+        Settings(contenders=("cosin",))
     with pytest.raises(ValueError, match="0 < low < high"):
         Settings(lr_range=(1.0, 0.1))
     with pytest.raises(ValueError, match="got report_seeds 0"):
@@ -383,15 +390,34 @@ def test_bad_input_is_explained(tmp_path: Path) -> None:
 
 def test_a_users_function_is_compared_like_any_other(tmp_path: Path) -> None:
     own = of_schedule("own", schedules.Function(lambda progress: 1.0 - progress))
-    settings = replace(SMALL, baselines=("linear",), draws=1, factors=())
-    found = compare(student(), tmp_path / "run", settings, contenders=[own])
-    by_name = {row["contender"]: row for row in results.result_table(found.records, "teacher-student", "train")}
-    assert by_name["own"]["median"] == pytest.approx(by_name["linear"]["median"], rel=1e-6)
+    settings = replace(SMALL, contenders=("linear",), draws=1, factors=())
+    found = compare(student(), tmp_path / "run", settings, more_contenders=[own])
+    by_name = {row.contender: row for row in results.result_table(found.records, "teacher-student", Criterion.TRAIN)}
+    assert by_name["own"].median == pytest.approx(by_name["linear"].median, rel=1e-6)
+
+
+def test_a_contender_of_the_users_keeps_its_name_among_the_wrong_bases(tmp_path: Path) -> None:
+    own = of_schedule("cosine", schedules.Constant())
+    settings = replace(SMALL, contenders=("linear",), wrong_base=("cosine",), factors=(1.0,), draws=1)
+    plan = Plan([student()], settings, {}, {}, [own])
+    assert plan.contenders(student())["cosine"] is own
+
+
+def test_none_is_all() -> None:
+    every = Plan([student()], replace(SMALL, contenders=None, wrong_base=None), {}, {}, [])
+    assert [contender.name for contender in every.tuned] == list(CONTENDERS)
+    assert every.wrong == every.tuned
+    assert Plan([student()], replace(SMALL, contenders=()), {}, {}, []).tuned == []
+
+
+def test_no_contenders_is_not_all(done: comparison.Comparison) -> None:
+    rows = results.wrong_base_table(done.records, "teacher-student", contenders=[])
+    assert [row.contender for row in rows] == ["tuned cosine", "tuned best"]
 
 
 def test_progress_counts_every_run(tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {}
-    settings = replace(SMALL, baselines=("constant",), draws=1, factors=())
+    settings = replace(SMALL, contenders=("constant",), draws=1, factors=())
     compare(
         student(), tmp_path / "run", settings, progress=lambda d, n, label: seen.setdefault(label, []).extend((d, n))
     )

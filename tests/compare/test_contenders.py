@@ -1,4 +1,4 @@
-"""Every baseline builds at its defaults and at every corner of its space, and serves runs and schedulers alike."""
+"""Every contender builds at its defaults and at every corner of its space, and serves runs and schedulers alike."""
 
 import itertools
 
@@ -6,27 +6,36 @@ import pytest
 import torch
 
 from metalr import schedules
-from metalr.compare.contenders import BASELINES, CLASSIC, Baseline, get_baseline, of_schedule, target_baselines
+from metalr.compare.catalog import (
+    CLASSIC,
+    CONTENDERS,
+    EXTERNAL_CONTENDERS,
+    SCHEDULE_CONTENDERS,
+    get_contender,
+    target_contenders,
+)
+from metalr.compare.contenders import Ablation, Contender, LearnedContender, Tunable, of_schedule
 from metalr.control.reference import ScheduleController
 from metalr.optimizers.classic import SGD, Adam
 from metalr.schedulers.schedule_lr import ScheduleLR
+from metalr.tasks.catalog import make_task
 
 HORIZON = 50
 
 
-def corners(baseline: Baseline) -> list[dict]:
+def corners(contender: Contender) -> list[dict]:
     """Every combination of the first and last value of each parameter."""
-    ends = [(values[0], values[-1]) for values in baseline.space.values()]
-    return [dict(zip(baseline.space, combination, strict=True)) for combination in itertools.product(*ends)]
+    ends = [(tunable.values[0], tunable.values[-1]) for tunable in contender.space.values()]
+    return [dict(zip(contender.space, combination, strict=True)) for combination in itertools.product(*ends)]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_builds_at_its_defaults_and_at_every_corner(name: str) -> None:
-    baseline = BASELINES[name]
-    assert baseline.name == name
-    assert baseline.about
-    for parameters in [{}, *corners(baseline)]:
-        controller = baseline.controller(parameters, HORIZON)
+    contender = CONTENDERS[name]
+    assert contender.name == name
+    assert contender.about
+    for parameters in [{}, *corners(contender)]:
+        controller = contender.controller(parameters, HORIZON)
         assert controller.decisions == HORIZON // 2
         progress = torch.arange(HORIZON, dtype=torch.float64) / HORIZON
         factor = controller.schedule(progress)
@@ -34,9 +43,9 @@ def test_builds_at_its_defaults_and_at_every_corner(name: str) -> None:
         assert bool((factor.isfinite() & (factor >= 0.0)).all())
 
 
-@pytest.mark.parametrize("name", [name for name, baseline in BASELINES.items() if baseline.kind == "schedule"])
+@pytest.mark.parametrize("name", SCHEDULE_CONTENDERS)
 def test_schedules_serve_a_users_loop(name: str) -> None:
-    schedule = BASELINES[name].build()
+    schedule = SCHEDULE_CONTENDERS[name].schedule({})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     scheduler = ScheduleLR(optimizer, schedule, horizon=HORIZON)
     for step in range(HORIZON):
@@ -45,57 +54,89 @@ def test_schedules_serve_a_users_loop(name: str) -> None:
         scheduler.step()
 
 
-def test_every_classic_schedule_is_a_baseline_by_some_name() -> None:
-    built = {type(b.build()) for b in BASELINES.values() if b.kind == "schedule"}
+def test_every_classic_schedule_is_a_contender_by_some_name() -> None:
+    built = {type(contender.schedule({})) for contender in SCHEDULE_CONTENDERS.values()}
     learned = {"knots"}  # what meta-gradients export: nothing that anybody tunes by hand
     assert {schedules.SCHEDULES[name] for name in schedules.SCHEDULES if name not in learned} == built
 
 
 def test_the_eight_of_the_demo_are_there() -> None:
     assert len(CLASSIC) == 8
-    assert all(get_baseline(name).kind == "schedule" for name in CLASSIC)
+    assert set(CLASSIC) <= set(SCHEDULE_CONTENDERS)
 
 
 def test_settings_begin_with_the_defaults_and_never_repeat() -> None:
-    baseline = get_baseline("one-cycle")
-    settings = baseline.settings(100, seed=3)
-    assert settings[0] == baseline.defaults
+    contender = get_contender("one-cycle")
+    settings = contender.settings(100, seed=3)
+    assert settings[0] == contender.defaults
     assert len(settings) == 12 == len({tuple(sorted(s.items())) for s in settings})
-    assert settings[:5] == baseline.settings(5, seed=3)
-    assert settings != baseline.settings(100, seed=4)
+    assert settings[:5] == contender.settings(5, seed=3)
+    assert settings != contender.settings(100, seed=4)
 
 
 def test_rules_decide_at_least_every_two_inner_steps() -> None:
-    assert get_baseline("greedy").controller({}, 10).decisions == 5
-    assert get_baseline("greedy").controller({}, 1000).decisions == 40
+    assert get_contender("greedy").controller({}, 10).decisions == 5
+    assert get_contender("greedy").controller({}, 1000).decisions == 40
 
 
 def test_optimizers_replace_the_inner_optimizer_and_nothing_else_does() -> None:
     inner = SGD(momentum=0.9)
-    changed = get_baseline("hypergradient").optimizer({"beta": 1e-3}, inner)
+    changed = get_contender("hypergradient").optimizer({"beta": 1e-3}, inner)
     assert changed.inner == inner
     assert changed.beta == 1e-3
-    assert get_baseline("cosine").optimizer({}, inner) is inner
-    assert get_baseline("lookahead").optimizer({}, Adam()).inner == Adam()
+    assert get_contender("cosine").optimizer({}, inner) is inner
+    assert get_contender("lookahead").optimizer({}, Adam()).inner == Adam()
 
 
 def test_targets_keep_the_tasks_clipping() -> None:
-    optimizers = [b.optimizer({}, SGD(clip_norm=2.0)) for b in target_baselines()]
+    optimizers = [c.optimizer({}, SGD(clip_norm=2.0)) for c in target_contenders()]
     assert all(optimizer.clip_norm == 2.0 for optimizer in optimizers)
     assert len(optimizers) == 4
-    assert isinstance(target_baselines()[0].controller({}, 100).schedule, schedules.Cosine)
+    assert isinstance(target_contenders()[0].controller({}, 100).schedule, schedules.Cosine)
+
+
+def test_optimizers_do_not_fit_a_task_that_follows_second_moments() -> None:
+    noisy, usual = make_task("noisy-quadratic"), make_task("quadratic")
+    every = [*CONTENDERS.values(), *EXTERNAL_CONTENDERS.values(), *target_contenders()]
+    assert all(contender.fits(usual) for contender in every)
+    assert {c.name for c in every if not c.fits(noisy)} == {
+        *("hypergradient", "lookahead", "target: nesterov", "target: rmsprop", "target: adam", "target: adamw"),
+        *EXTERNAL_CONTENDERS,
+    }
+
+
+def test_the_lr_grid_lies_around_the_tasks_lr_or_the_contenders_own() -> None:
+    task = make_task("quadratic")
+    assert get_contender("cosine").base_lr(task) == task.base_lr
+    assert get_contender("prodigy").base_lr(task) == 1.0
+    assert {c.base_lr(task) for c in target_contenders()} == {0.1, 3e-3}
+
+
+def test_controllers_keep_their_decisions_and_are_described_by_their_tensors() -> None:
+    given = ScheduleController(schedules.Cosine(), decisions=7)
+    learned, ablation = LearnedContender(name="a", learned=given), Ablation(name="b", variant=given)
+    assert learned.controller({}, 1000) is ablation.controller({}, 1000) is given
+    assert learned.describe() == ablation.describe()
+    assert set(learned.describe()) == {*given.config(), "sha256"}
+
+
+def test_runs_of_two_external_optimizers_share_no_batch() -> None:
+    task = make_task("quadratic")
+    keys = [get_contender(name).batch_key({}, task) for name in ("cosine", "wsd", *EXTERNAL_CONTENDERS)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 1 + len(EXTERNAL_CONTENDERS)
 
 
 def test_a_users_own_function_joins() -> None:
     own = of_schedule("own", schedules.Function(lambda progress: 1.0 - progress))
     assert isinstance(own.controller({}, 100), ScheduleController)
-    assert own.build()(0.25) == 0.75
+    assert own.schedule({})(0.25) == 0.75
 
 
 def test_bad_input_is_explained() -> None:
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
-        get_baseline("cosinus")
+        get_contender("cosinus")
     with pytest.raises(ValueError, match=r"got parameters \['flor'\].*expected names among \['floor'\]"):
-        get_baseline("cosine").build({"flor": 0.1})
+        get_contender("cosine").controller({"flor": 0.1}, HORIZON)
     with pytest.raises(ValueError, match="expected one of the listed values"):
-        Baseline("odd", "schedule", schedules.Cosine, {"floor": (0.1,)}, {"floor": 0.2})
+        Tunable(0.2, (0.1,))

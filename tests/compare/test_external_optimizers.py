@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from metalr.compare.comparison import Settings, compare
-from metalr.compare.contenders import OUTSIDE_BASELINES
-from metalr.compare.external_optimizers import OUTSIDE, LoneRun, make_optimizer
+from metalr.compare.catalog import EXTERNAL_CONTENDERS
+from metalr.compare.comparison import compare
+from metalr.compare.contenders import Kind
+from metalr.compare.external_optimizers import EXTERNAL_OPTIMIZERS, LoneRun, make_optimizer
 from metalr.compare.results import result_table
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.engine.runs import BatchedRuns
 from metalr.tasks.catalog import make_task
 
@@ -20,16 +23,16 @@ def started(seed: int = 3, **changes) -> BatchedRuns:
     return runs
 
 
-@pytest.fixture(params=OUTSIDE)
+@pytest.fixture(params=EXTERNAL_OPTIMIZERS)
 def name(request) -> str:
-    pytest.importorskip(OUTSIDE[request.param].package)
+    pytest.importorskip(EXTERNAL_OPTIMIZERS[request.param].package)
     return request.param
 
 
 def test_a_lone_run_is_a_plain_loop(name: str) -> None:
     runs = started()
     model = runs.module_of(0)
-    optimizer = make_optimizer(name, list(model.parameters()), 0.1 * OUTSIDE[name].base_lr)
+    optimizer = make_optimizer(name, list(model.parameters()), 0.1 * EXTERNAL_OPTIMIZERS[name].base_lr)
     switch = getattr(optimizer, "train", None)
     if switch:
         switch()
@@ -44,7 +47,7 @@ def test_a_lone_run_is_a_plain_loop(name: str) -> None:
     if switch:
         optimizer.eval()
 
-    lone = LoneRun(runs, name, 0.1 * OUTSIDE[name].base_lr)
+    lone = LoneRun(runs, name, 0.1 * EXTERNAL_OPTIMIZERS[name].base_lr)
     means = [lone.unroll(10), lone.unroll(10)]
     assert means == pytest.approx([sum(losses[:10]) / 10, sum(losses[10:]) / 10], rel=1e-9)
     trained = runs.module_of(0).state_dict()
@@ -75,23 +78,23 @@ def test_clipping_is_the_tasks_own(name: str) -> None:
     task = make_task("teacher-student")
     free, clipped = started(), started(optimizer=task.optimizer.__class__(clip_norm=1e-3))
     for runs in (free, clipped):
-        LoneRun(runs, name, OUTSIDE[name].base_lr).unroll(5)
+        LoneRun(runs, name, EXTERNAL_OPTIMIZERS[name].base_lr).unroll(5)
     assert not torch.equal(free.state.params, clipped.state.params)
 
 
 def test_in_a_comparison_with_the_same_number_of_trials(name: str, tmp_path) -> None:
     task = make_task("teacher-student", horizon=20)
-    settings = Settings(baselines=("cosine", name), num_lrs=3, tuning_seeds=1, report_seeds=2, factors=(0.1,))
+    settings = Settings(contenders=("cosine", name), num_lrs=3, tuning_seeds=1, report_seeds=2, factors=(0.1,))
     comparison = compare([task, make_task("noisy-quadratic", horizon=20)], tmp_path, settings)
-    rows = {row["contender"]: row for row in result_table(comparison.records, "teacher-student", "train")}
-    assert rows[name]["kind"] == "outside"
-    own = [r for r in comparison.records if r["contender"] == name]
-    assert len([r for r in own if r["phase"] == "tuning"]) == 3
-    assert {r["task"] for r in own} == {"teacher-student"}  # the other task has no weights for it to train
-    assert min(r["train_loss"] for r in own) < 0.9 * own[0]["untrained_loss"]
+    rows = {row.contender: row for row in result_table(comparison.records, "teacher-student", Criterion.TRAIN)}
+    assert rows[name].kind is Kind.EXTERNAL
+    own = [r for r in comparison.records if r.contender == name]
+    assert len([r for r in own if r.phase == "tuning"]) == 3
+    assert {r.task for r in own} == {"teacher-student"}  # the other task has no weights for it to train
+    assert min(r.train_loss for r in own) < 0.9 * own[0].untrained_loss
     curve = next(c for key, c in comparison.curves.items() if name in key)
-    assert len(curve["train_loss"]) == len(curve["valid_loss"]) == len(curve["step"])
-    assert set(curve["lr"]) == {curve["lr"][0]}
+    assert len(curve.train_loss) == len(curve.valid_loss) == len(curve.step)
+    assert set(curve.lr) == {curve.lr[0]}
 
 
 def test_a_missing_package_is_named(monkeypatch) -> None:
@@ -104,4 +107,4 @@ def test_a_missing_package_is_named(monkeypatch) -> None:
 
 
 def test_registered_under_the_same_names() -> None:
-    assert list(OUTSIDE_BASELINES) == list(OUTSIDE)
+    assert list(EXTERNAL_CONTENDERS) == list(EXTERNAL_OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""Actions: the formula with numbers, the bounds, and the breaker that never goes back to a base that exploded."""
+"""Actions: the formula with numbers, the bounds, and a breaker that never returns to a base that exploded."""
 
 import math
 from dataclasses import fields, replace
@@ -19,8 +19,8 @@ def cell(value: float) -> torch.Tensor:
 
 
 def play(spec: ActionSpec, *decisions: tuple[float, float]) -> list[float]:
-    """Multipliers after decisions (action, exploded); the first one has no history."""
-    state = actions.initial_state(spec, 1, 1, cell(0))
+    """The multipliers after decisions (action, exploded), the first of which has no history."""
+    state = actions.initial_state(spec, cell(0))
     result = []
     for index, (action, exploded) in enumerate(decisions):
         multiplier, state = actions.apply(spec, cell(action), cell(exploded), cell(index > 0), state)
@@ -145,7 +145,7 @@ def test_the_breaker_works_in_recursive_mode():
 
 def test_runs_and_groups_break_alone():
     spec = ANCHORED
-    state = actions.initial_state(spec, 2, 2, cell(0))
+    state = actions.initial_state(spec, cell(0).expand(2, 2))
     action, seen = torch.full((2, 2), 0.2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
     _, state = actions.apply(spec, action, 0 * seen, 0 * seen, state)
     exploded = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_runs_and_groups_break_alone():
 
 
 def test_apply_is_pure():
-    state = actions.initial_state(RECURSIVE, 1, 1, cell(0))
+    state = actions.initial_state(RECURSIVE, cell(0))
     before = [value.clone() for value in state]
     results = [actions.apply(RECURSIVE, cell(0.5), cell(1), cell(1), state)[0] for _ in range(2)]
     assert torch.equal(*results)

@@ -1,7 +1,6 @@
-"""Controllers: one contract over the registry, the policy's arithmetic, and where decisions fall."""
+"""Controllers: one contract over the registry, the arithmetic of the policy, and the steps of decisions."""
 
 import copy
-import itertools
 import json
 import math
 import os
@@ -25,18 +24,15 @@ from metalr.learned.export import controller_of
 from metalr.learned.policies import GRUPolicy
 from metalr.schedules import Constant, Cosine
 from metalr.signals.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
+from tests.support.policies import random_policy
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
 
-def policy(num_outputs=1, visible=None, seed=0, **action) -> PolicyController:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [NUM_FEATURES, 5, num_outputs]
-    weights = [
-        torch.randn(b, a, generator=generator, dtype=torch.float64) / a**0.5 for a, b in itertools.pairwise(sizes)
-    ]
-    biases = [0.1 * torch.randn(b, generator=generator, dtype=torch.float64) for b in sizes[1:]]
-    return PolicyController(PolicyNetwork(weights, biases), ActionSpec(**action), Cosine(), 8, visible)
+def policy(visible=None, **action) -> PolicyController:
+    scales = (NUM_FEATURES**-0.5, 5**-0.5)
+    options = {"hidden": 5, "scales": scales, "bias": 0.1, "dtype": torch.float64}
+    return random_policy(ActionSpec(**action), schedule=Cosine(), decisions=8, visible=visible, **options)
 
 
 # Controllers whose constructor needs arguments; any other entry of the registry is made with its defaults.
@@ -45,7 +41,7 @@ EXAMPLES = {
     "policy": [
         policy,
         lambda: policy(mode="recursive", alpha=0.5),
-        lambda: policy(num_outputs=7, levels=7),
+        lambda: policy(levels=7),
         lambda: policy(visible=("progress",)),
         lambda: policy(visible=()),
     ],
@@ -58,7 +54,7 @@ contract = pytest.mark.parametrize(("kind", "build"), CASES, ids=[f"{kind}-{i}" 
 
 
 def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64) -> torch.Tensor:
-    """Inside the declared bounds, with an explosion now and then."""
+    """Random observations within the declared bounds, with occasional explosions."""
     low, high = (torch.tensor([getattr(f, end) for f in FEATURES], dtype=dtype) for end in ("low", "high"))
     shape = (num_decisions, num_runs, num_groups, NUM_FEATURES)
     drawn = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
@@ -72,7 +68,7 @@ def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64)
 
 
 def play(controller, seen: torch.Tensor) -> torch.Tensor:
-    state = controller.init(*seen.shape[1:3], seen)
+    state = controller.init(seen[0, ..., 0])
     result = []
     for observation in seen:
         multiplier, state = controller(observation, state)
@@ -89,7 +85,7 @@ def leaves(state) -> list[torch.Tensor]:
 
 
 def rows(state, run: int):
-    """One run of a state."""
+    """The state of one run."""
     if isinstance(state, torch.Tensor):
         return state[run : run + 1].clone()
     if isinstance(state, tuple):
@@ -124,7 +120,7 @@ def test_the_multiplier_is_positive_finite_and_of_the_shape_of_runs_and_groups(k
 @contract
 def test_a_call_is_pure(kind, build):
     controller, seen = build(), observations()
-    state = controller.init(3, 2, seen)
+    state = controller.init(seen.new_zeros(3, 2))
     for observation in seen:
         before = [leaf.clone() for leaf in leaves(state)]
         given = observation.clone()
@@ -139,7 +135,7 @@ def test_a_call_is_pure(kind, build):
 @contract
 def test_a_batch_is_its_runs_one_at_a_time(kind, build):
     controller, seen = build(), observations()
-    state = controller.init(3, 2, seen)
+    state = controller.init(seen.new_zeros(3, 2))
     single = [rows(state, run) for run in range(3)]
     for observation in seen:
         together, state = controller(observation, state)
@@ -150,8 +146,8 @@ def test_a_batch_is_its_runs_one_at_a_time(kind, build):
 
 @contract
 def test_a_state_is_of_tensors_so_that_a_run_can_be_resumed(kind, build):
-    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(build().init(1, 1, LIKE)))
-    assert "Generator" not in repr(build().init(1, 1, LIKE))
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(build().init(torch.zeros(1, 1, dtype=torch.float64))))
+    assert "Generator" not in repr(build().init(torch.zeros(1, 1, dtype=torch.float64)))
 
 
 @contract
@@ -245,7 +241,7 @@ def test_policy_weights_that_are_no_numbers(value):
 
 def test_a_policy_with_another_number_of_outputs():
     with pytest.raises(ValueError, match="got a policy with 2 outputs, expected 5"):
-        policy(num_outputs=2, levels=5)
+        PolicyController(policy(levels=2).network, ActionSpec(levels=5), Constant(), 8)
 
 
 def test_a_policy_without_layers():

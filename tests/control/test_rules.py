@@ -1,4 +1,4 @@
-"""Reactive rules: torch's own class, hand-made cases, bounds, and the same LRs in the engine and in a plain loop."""
+"""Reactive rules against torch's own class and hand-made cases; bounds; the same LRs in engine and plain loop."""
 
 import json
 import math
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metalr.control import loop
 from metalr.control.catalog import build_controller
-from metalr.control.loop import ControlLoop
+from metalr.control.loop import Known
 from metalr.control.rules import (
     RULES,
     GradientNormRule,
@@ -39,11 +40,12 @@ def stats(loss: float, norm: float = 1.0, runs: int = 1, exploded: float = 0.0) 
 
 
 def multipliers(rule: ReactiveRule, intervals: list[RunStats], **known: float) -> list[float]:
-    loop = ControlLoop(rule, 1, 1)
-    loop.start(torch.full((1, 1), 1e-3), **known)
-    found = [loop.multiplier.item()]
+    like = torch.ones(1, 1, dtype=torch.float64)
+    state = loop.start(rule, loop.init(rule.init(like), like), 1e-3 * like, Known(**known))
+    found = [state.multiplier.item()]
     for index, interval in enumerate(intervals):
-        found.append(loop.decide(interval, (index + 1) / (len(intervals) + 1), **known).item())
+        state = loop.decide(rule, state, interval, (index + 1) / (len(intervals) + 1), Known(**known))
+        found.append(state.multiplier.item())
     return found
 
 
@@ -66,13 +68,13 @@ def test_contract(name: str) -> None:
     assert rule.with_schedule(Linear()).schedule == Linear()
     torch.manual_seed(0)
     observation = torch.rand(5, 2, 16, dtype=torch.float64) * 2.0 - 1.0
-    state = rule.init(5, 2, observation)
+    state = rule.init(observation[..., 0])
     before = [value.clone() for value in state]
     multiplier, new = rule(observation, state)
     assert multiplier.shape == (5, 2)
     assert bool(((multiplier >= rule.low) & (multiplier <= rule.high)).all())
     assert all(torch.equal(a, b) for a, b in zip(before, state, strict=True))
-    alone, _ = rule(observation[2:3], rule.init(1, 2, observation))
+    alone, _ = rule(observation[2:3], rule.init(observation[2:3, ..., 0]))
     assert torch.equal(alone[0], multiplier[2])
     assert [v.shape for v in new] == [v.shape for v in state]
 
@@ -82,7 +84,7 @@ def test_nothing_moves_before_the_first_interval_or_without_a_signal(name: str) 
     rule = RULES[name]()
     assert multipliers(rule, [])[0] == 1.0
     if not isinstance(rule, GradientNormRule):
-        assert multipliers(rule, [stats(1.0), stats(2.0), stats(0.5)], has_loss=0.0) == [1.0] * 4
+        assert multipliers(rule, [stats(1.0), stats(2.0), stats(0.5)], loss=0.0) == [1.0] * 4
 
 
 @pytest.mark.parametrize(("patience", "cooldown", "threshold"), [(0, 0, 1e-4), (2, 0, 1e-4), (1, 2, 0.1), (3, 1, 0.01)])
@@ -110,7 +112,7 @@ def test_loss_decay_follows_a_power_of_the_loss() -> None:
 def test_gradient_norm_rule_by_hand() -> None:
     rule = GradientNormRule(up=1.1, down=0.5, tolerance=0.05)
     norms = [1.0, 1.0, 2.0, 1.0]
-    found = multipliers(rule, [stats(1.0, norm) for norm in norms], has_loss=0.0)
+    found = multipliers(rule, [stats(1.0, norm) for norm in norms], loss=0.0)
     assert found[1:] == pytest.approx([1.0, 1.0, 0.5, 0.55])
 
 
@@ -140,7 +142,7 @@ def test_multipliers_stay_within_their_bounds() -> None:
 
 
 def plain_loop(rule: ReactiveRule, runs: BatchedRuns, run: int, lr: float, horizon: int) -> Tensor:
-    """The LRs of the same run in a user's loop."""
+    """The LRs of the same run in a plain torch loop."""
     module = runs.module_of(run)
     optimizer = runs.task.optimizer.to_torch(module.parameters(), lr)
     scheduler = LearnedLR(optimizer, rule, horizon)

@@ -1,6 +1,5 @@
 """Controlled runs: the record of an episode, and a schedule against a table of LRs made by hand."""
 
-import json
 import math
 from functools import partial
 
@@ -10,9 +9,10 @@ from torch.nn import functional
 
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import decision_steps
+from metalr.control.lr import interval_lr
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.reference import ScheduleController
-from metalr.engine.episodes import interval_lr, record_rows, run_episode
+from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
 from metalr.schedules import Constant, Cosine, Linear, Warmup
 from metalr.signals.observations import FEATURE_NAMES, NUM_FEATURES, feature
@@ -173,19 +173,6 @@ def test_interval_lr_in_numbers():
     )
     expected = torch.tensor([[[1.0], [0.5]], [[0.9], [0.4]]], dtype=torch.float64)
     torch.testing.assert_close(lr, expected, rtol=1e-12, atol=0.0)
-
-
-def test_rows_are_tidy_and_can_be_written_as_json():
-    episode = run_episode(
-        ScheduleController(Constant(), decisions=5), runs_of(), SEEDS, RATES, splits=("train", "test")
-    )
-    rows = record_rows(episode, SEEDS, RATES, controller="constant")
-    assert [row["seed"] for row in rows] == SEEDS.tolist()
-    assert set(rows[0]) == {
-        "controller", "seed", "base_lr", "diverged", "train_loss", "train_metric", "test_loss", "test_metric",
-    }  # fmt: skip
-    assert rows[2]["train_loss"] == episode.final["train"][0][2].item()
-    assert json.loads(json.dumps(rows[0]))["base_lr"] == 0.1
 
 
 def test_a_horizon_that_is_too_short_for_the_decisions():

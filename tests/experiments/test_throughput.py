@@ -17,7 +17,9 @@ pytest.importorskip("tyro")
 pytest.importorskip("matplotlib")
 pytest.importorskip("stable_baselines3")
 
-from experiments import benchmark_throughput, throughput_loops, throughput_record, throughput_report
+from experiments import benchmark_throughput
+from experiments.support import records
+from experiments.support.throughput import loops, record, report
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -25,7 +27,7 @@ CPU = torch.device("cpu")
 
 def test_work_of_a_step_in_closed_form():
     task = make_task("mnist1d-mlp")  # 40-32-32-10, batch 64, momentum
-    flops, moved = throughput_loops.work_of_a_step(task)
+    flops, moved = loops.work_of_a_step(task)
     products = [40 * 32, 32 * 32, 32 * 10]
     # Forward and the weights' gradient for each layer; the gradient of the inputs for all but the first.
     assert flops == 2 * 64 * (2 * sum(products) + sum(products[1:]))
@@ -36,7 +38,7 @@ def test_rates_are_steps_over_time():
     def go(num_steps: int) -> None:
         time.sleep(1e-3 * num_steps)
 
-    found = throughput_loops.rates({"one": (go, 1), "many": (go, 32)}, CPU, 0.05, unit=5)
+    found = loops.rates({"one": (go, 1), "many": (go, 32)}, CPU, 0.05, unit=5)
     assert 500.0 < found["one"] <= 1000.0
     assert found["many"] == pytest.approx(32.0 * found["one"], rel=0.3)
 
@@ -44,8 +46,8 @@ def test_rates_are_steps_over_time():
 @pytest.mark.parametrize("name", benchmark_throughput.MODELS)
 def test_every_model_can_be_measured(name):
     task = benchmark_throughput.MODELS[name](optimizer="adamw", batch_size=4)
-    throughput_loops.plain_loop(task, CPU)(1)
-    go, runs = throughput_loops.engine(task, 2, CPU, False, 2)
+    loops.plain_loop(task, CPU)(1)
+    go, runs = loops.engine(task, 2, CPU, False, 2)
     go(4)
     assert runs.state.step.tolist() == [6, 6]
 
@@ -96,14 +98,14 @@ def test_kernels_by_the_clock_are_those_of_the_bare_engine(monkeypatch):
     args = benchmark_throughput.Args(by_rule=False, seconds=0.01)
     rows = benchmark_throughput.plan(args)
     assert {row.part for row in rows} == {"limits", "scan", "models"}
-    asked, make = [], throughput_loops.BatchedRuns
+    asked, make = [], loops.BatchedRuns
 
     def record(*arguments, kernels_by_rule, **options):
         asked.append(kernels_by_rule)
         return make(*arguments, **options)
 
-    monkeypatch.setattr(throughput_loops, "BatchedRuns", record)
-    benchmark_throughput.measure_engine(partial(make_task, "quadratic"), 1, False, args)
+    monkeypatch.setattr(loops, "BatchedRuns", record)
+    next(row for row in rows if row.part == "scan" and not row.key["compiled"]).measure()
     assert asked == [False]
 
 
@@ -154,7 +156,7 @@ def test_a_sitting_ends_in_time_and_leaves_the_rest(sitting, capsys):
 
 
 def test_a_row_that_takes_too_long_is_given_up():
-    row = throughput_record.measured({"what": "engine"}, lambda: time.sleep(5.0), 1)
+    row = record.measured({"what": "engine"}, lambda: time.sleep(5.0), 1)
     assert row == {"what": "engine", "failed": "TimeoutError: not ready after 1 s"}
 
 
@@ -166,11 +168,17 @@ def test_the_table_and_what_stands_beside_it(sitting, tmp_path, capsys):
     names = {"model": "4 networks at once", "optimizer": "momentum", "num_runs": 4096, "how": "one graph, compiled"}
     ratios = {"over_plain": 2345.6, "over_graph": 123.4, "of_limit": 0.28, "reset_over_interval": 0.71}
     widest = {"steps_per_s": 2.345e6, "mib_per_run": 1.36, "runs_that_fit": 98_765, "preparation_s": 12.3, **ratios}
-    lines = throughput_report.table([*rows, {**widest, **names}]).splitlines()
+    lines = report.table([*rows, {**widest, **names}]).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[1].split() == ["m", "momentum", "1", "compiled", "1", "M", "1000"]
     said = "4 networks at once momentum 4096 graph+comp. 2.35 M 2346 123 28 % 1.4 98.8 k 12.3 0.71"
     assert " ".join(lines[-1].split()) == said
+
+
+def test_the_committed_table_is_that_of_the_committed_record():
+    path = records.place("benchmark_throughput-cpu", smoke=False)
+    rows = records.read(path)
+    assert path.with_suffix(".txt").read_text() == f"{report.table(rows)}\n\n{report.summary(rows)}\n"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The libraries that the integration tests run: skipped where one is missing, except where all must be there."""
+"""The libraries of the integration tests: a missing one skips its tests, unless all are required."""
 
 import importlib
 import os
@@ -8,10 +8,10 @@ import pytest
 
 
 def library(name: str) -> ModuleType:
-    """The module `name`; skips the test where it is missing.
+    """The module `name`; skips the test if it is missing.
 
     Raises:
-        ImportError: it is missing and METALR_REQUIRE_INTEGRATIONS is set, as `make test-integrations` does.
+        ImportError: it is missing although METALR_REQUIRE_INTEGRATIONS is set, as `make test-integrations` does.
     """
     if not os.environ.get("METALR_REQUIRE_INTEGRATIONS"):
         return pytest.importorskip(name)

@@ -1,4 +1,4 @@
-"""Runs a function on several processes with a gloo group; for the tests of distributed training."""
+"""A function run on several processes with a gloo group, for the tests of distributed training."""
 
 import os
 import socket
@@ -38,10 +38,10 @@ def _rank(rank: int, size: int, port: int, folder: str, function: Callable[..., 
 
 
 def on_ranks(function: Callable[..., Any], *args: Any, size: int = 2, limit: float = LIMIT_SECONDS) -> list[Any]:
-    """`function(rank, *args)` on each of `size` processes; the results by rank.
+    """The results of `function(rank, *args)` on `size` processes, by rank.
 
     Raises:
-        TimeoutError: they have not finished after `limit` seconds, as in a deadlock; they are killed.
+        TimeoutError: they have not finished after `limit` seconds, as in a deadlock, and are killed.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A network and a loss for tests of what torch itself offers."""
+"""A network and a loss for tests of torch's own features."""
 
 import torch
 from torch import nn

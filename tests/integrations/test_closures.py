@@ -1,10 +1,10 @@
-"""Optimizers that make the gradients in a closure, inside `optimizer.step`."""
+"""Optimizers that compute the gradients in a closure, inside `optimizer.step`."""
 
 import torch
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import loss_of, net
+from tests.support.policies import moderate_policy
 from tests.support.schedulers_under_test import HORIZON, Training
 
 
@@ -33,8 +33,8 @@ def test_lbfgs_asks_its_closure_many_times(monkeypatch):
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
     scheduler = LearnedLR(optimizer, moderate_policy(), horizon=10)
     asked, measured, firsts = [], [], []
-    measure = scheduler._meter.before_last
-    monkeypatch.setattr(scheduler._meter, "before_last", lambda: (measured.append(len(asked)), measure()))
+    measure = scheduler.run.meter.before_last
+    monkeypatch.setattr(scheduler.run.meter, "before_last", lambda: (measured.append(len(asked)), measure()))
 
     def closure():
         optimizer.zero_grad()

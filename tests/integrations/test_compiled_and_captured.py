@@ -9,12 +9,12 @@ import torch
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import UPDATES, loss_of, net
+from tests.support.policies import moderate_policy
 
 
 def plain() -> tuple[list[float], LearnedLR]:
-    """The same training with a float LR, hooks, and nothing compiled or captured: its LRs, and its scheduler."""
+    """The LRs and the scheduler of the same training with a float LR, hooks, and nothing compiled or captured."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = LearnedLR(optimizer, moderate_policy(), UPDATES)
@@ -31,7 +31,7 @@ def plain() -> tuple[list[float], LearnedLR]:
 
 
 def compiled(make) -> tuple[int, int, int, list[float]]:
-    """Graphs of a compiled optimizer step after its second call and at the end, graph breaks, and the LRs."""
+    """The graphs of a compiled optimizer step after its second call and at the end, its graph breaks, and the LRs."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, lr = net(), torch.tensor(0.01)
@@ -72,7 +72,7 @@ def compiled(make) -> tuple[int, int, int, list[float]]:
     ids=["LearnedLR", "ScheduleLR"],
 )
 def test_a_compiled_step_with_a_tensor_lr_is_compiled_once(make):
-    """Neither a recompilation nor a graph break more than torch's own scheduler has (its wrapper of `step` is one)."""
+    """No more recompilations or graph breaks than with torch's own scheduler (whose wrapper of `step` is one break)."""
     *_, theirs, _ = torchs = compiled(lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1.0 / (1.0 + t)))
     settled, graphs, breaks, seen = compiled(make)
     assert graphs == settled == torchs[0]
@@ -87,7 +87,7 @@ def test_a_compiled_step_sets_the_lrs_of_a_plain_loop():
 
 
 def recorded(function, device):
-    """`function` as a CUDA graph to replay; on a CPU it is called again, which has the same order of effects."""
+    """`function` as a CUDA graph to replay; on a CPU it is called again, with the same order of effects."""
     if device == "cpu":
         return function
     graph = torch.cuda.CUDAGraph()
@@ -97,7 +97,7 @@ def recorded(function, device):
 
 
 def captured_training(device: str) -> tuple[list[float], list[dict], list[str]]:
-    """LRs, history and warnings where backward and update are two graphs and the scheduler has no hooks."""
+    """The LRs, history and warnings with backward and update as two graphs and a scheduler without hooks."""
     model, lr = net().to(device), torch.tensor(0.01, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, capturable=device != "cpu")
     inputs, loss = torch.zeros(8, 4, device=device), torch.zeros((), device=device)

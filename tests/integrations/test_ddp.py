@@ -1,4 +1,4 @@
-"""Plain DDP and FSDP2 on two processes: all ranks set the same LRs, and nothing waits for a rank that is done."""
+"""Plain DDP and FSDP2 on two processes: all ranks set the same LRs, and none waits for a rank that has finished."""
 
 import warnings
 
@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.ranks import on_ranks
-from tests.support.schedulers_under_test import recurrent_policy
+from tests.support.policies import moderate_policy, recurrent_policy
 
 HORIZON, DECISIONS = 24, 6
 CONTROLLERS = {"policy": moderate_policy(), "recurrent": recurrent_policy()}
@@ -23,7 +22,7 @@ def net() -> nn.Module:
 
 
 def batch(update: int, rank: int, size: int = 8) -> torch.Tensor:
-    """Every rank has data of its own, and the ranks' losses differ a lot."""
+    """Different data on every rank, with very different losses."""
     generator = torch.Generator().manual_seed(100 * update + rank)
     return torch.randn(size, 4, generator=generator, dtype=torch.float64) * (1.0 + 2.0 * rank)
 
@@ -33,7 +32,7 @@ def loss_of(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def train(rank, updates, controller="policy", scope="global", resume_at=None, losses=True, wrap=None):
-    """The LRs of this rank, its losses, and what the scheduler said."""
+    """The LRs of this rank, its losses, and the warnings of the scheduler."""
     model = (wrap or DistributedDataParallel)(net())
     groups = list(model.parameters())
     optimizer = torch.optim.SGD([{"params": groups[:2]}, {"params": groups[2:], "lr": 0.02}], lr=0.05, momentum=0.9)
@@ -79,7 +78,7 @@ def alone(updates, **options):
 
 
 def trainings(rank):
-    """All runs of the tests below in one pair of processes: to start a pair takes longer than a run."""
+    """All runs of the tests below in one pair of processes, because starting a pair takes longer than a run."""
     found = {("policy", "global", at): train(rank, HORIZON, resume_at=at) for at in (None, 5, 6, 7, 8)}
     found["again"] = train(rank, HORIZON)
     found["recurrent", "param_group"] = train(rank, HORIZON, "recurrent", "param_group")
@@ -112,7 +111,7 @@ def test_nothing_depends_on_who_comes_first(runs):
 
 
 def test_the_losses_of_all_ranks_count(runs):
-    """Log losses in the features are those of the mean over ranks, shifted by the one update that is still to come."""
+    """The log losses behind the features are means over ranks, shifted by the one update that is still to come."""
     both = [rank["policy", "global", None] for rank in runs]
     losses = torch.tensor([result["losses"] for result in both], dtype=torch.float64).mean(0)
     change = (losses[3:7].log().mean() - losses[0:3].log().mean()).item()
@@ -158,7 +157,7 @@ def uneven(rank, counts, synchronize):
             if synchronize:
                 scheduler.synchronize()
         messages = [str(w.message) for w in caught]
-    return {"lrs": rates, "history": scheduler.history, "messages": messages, "updates": scheduler._updates}
+    return {"lrs": rates, "history": scheduler.history, "messages": messages, "updates": scheduler.updates}
 
 
 COUNTS = [((13, 18),), ((18, 13),), ((5, 5),), ((3, 17),), ((0, 17),), ((17, 1),)]

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: the loss through `compute_loss_func` or a forward hook, and without it."""
+"""Hugging Face's Trainer: the loss through `compute_loss_func` or a forward hook, or no loss at all."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from metalr.schedulers.adapters import observe_forward, observing
 from metalr.schedulers.learned_lr import LearnedLR
 from tests.integrations.installed import library
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 
 transformers = library("transformers")
 library("accelerate")  # Trainer needs it
@@ -18,7 +18,7 @@ WAYS = ["compute_loss_func", "forward hook", "none"]
 
 
 class Net(nn.Module):
-    """Returns what models of the library return, and remembers the batches that it was trained on."""
+    """A model with outputs like the library's own, which remembers the batches on which it was trained."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 def mean_square(outputs, labels, num_items_in_batch=None):
-    """In training the sum over the batch, divided by the examples of the whole update, as the library wants it."""
+    """In training, the sum over the batch divided by the examples of the whole update, as the library expects."""
     errors = (outputs["logits"] - labels).square()
     return errors.mean() if num_items_in_batch is None else errors.sum() / num_items_in_batch
 
@@ -91,7 +91,7 @@ def train(folder, way, accumulate=1, updates=UPDATES, resume=None, evaluate=True
 
 
 def plain(batches, observes, accumulate):
-    """The same training in a plain loop; Trainer clips gradients to a norm of 1 unless told otherwise."""
+    """The same training in a plain loop; the Trainer clips gradients to a norm of 1 by default."""
     model = Net()
     optimizer, scheduler = scheduled(model)
     for start in range(0, len(batches), accumulate):

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metalr.schedulers.learned_lr import LearnedLR
 from tests.integrations.installed import library
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 
 lightning = library("lightning")
 pytestmark = [
@@ -55,7 +55,7 @@ class Module(lightning.LightningModule):
 
 
 class OwnData(Module):
-    """Its data depends on the update: Lightning begins the loader anew where a run goes on, which is its own matter."""
+    """A module whose data depends on the update, because Lightning restarts the loader when it resumes a run."""
 
     def training_step(self, batch, index):
         return super().training_step([BATCHES[self.global_step % len(BATCHES)]], index)
@@ -76,7 +76,7 @@ def fit(module, folder, ckpt_path=None, **options):
 
 
 def plain(loss_through="observe", accumulate=1):
-    """The same training in a plain loop: its scheduler's history."""
+    """The history of the scheduler of the same training in a plain loop."""
     model = net()
     optimizer, scheduler = scheduled(model)
     batches = BATCHES * (3 * accumulate)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import UPDATES, loss_of, net
+from tests.support.policies import moderate_policy
 
 
 def mixed(kind, fused, overflows, scaled=True):
-    """Training under a `GradScaler` that overflows at some attempts; LRs of the updates that were made, history."""
+    """The LRs of the updates made, and the history, under a `GradScaler` that overflows at some attempts."""
     model = net()
     optimizer = kind(model.parameters(), lr=0.01, fused=fused)
     scheduler = LearnedLR(optimizer, moderate_policy(), horizon=UPDATES)

@@ -1,4 +1,4 @@
-"""A deadlock is a failure of a test, not a test run that never ends."""
+"""A deadlock fails its test instead of blocking the test run for ever."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""timm's scheduler interface, by the calls of its `train.py`: timm itself needs torchvision."""
+"""timm's scheduler interface, through the calls of its `train.py`, because timm itself needs torchvision."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from metalr.schedulers.adapters import TimmScheduler
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 from tests.support.schedulers_under_test import Training
 
 UPDATES = 24

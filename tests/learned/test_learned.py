@@ -12,22 +12,16 @@ from metalr.control.reference import ScheduleController
 from metalr.learned.export import controller_of
 from metalr.learned.module import MetaVector, OpenLoop
 from metalr.learned.policies import GRUPolicy, MLPPolicy
-from metalr.learned.schedules import ClassicLR, ConstantLR, KnotLR, ParameterLR, StepwiseLR
+from metalr.learned.schedules import ConstantLR, KnotLR, ParameterLR, StepwiseLR
 from metalr.schedules.knots import Knots
 from metalr.signals import observations
+from tests.support.policies import randomise
 
 OPEN_LOOP = {
     "constant": lambda: ConstantLR(0.7),
     "knots": lambda: KnotLR(6, [1.0, 2.0, 0.5, 0.5, 0.1, 0.03]),
     "stepwise": lambda: StepwiseLR(7, initial=0.3),
-    "classic": lambda: ClassicLR(peak=1.5, warmup=0.2, decay=0.4),
 }
-
-
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for p in module.parameters():
-        p.data.add_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
 @pytest.mark.parametrize("name", OPEN_LOOP)
@@ -87,13 +81,31 @@ def test_meta_vector_round_trip_and_per_run_values():
     torch.testing.assert_close(found, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 5))
 
 
+def test_a_meta_vector_shares_no_memory_with_the_module():
+    learned = KnotLR(3)
+    meta = MetaVector(learned)
+    before = meta.read()
+    learned.log_multipliers.data.fill_(1.0)
+    assert before.tolist() == [0.0, 0.0, 0.0]
+    meta.write(before)
+    before.fill_(2.0)
+    assert meta.read().tolist() == [0.0, 0.0, 0.0]
+    meta.write(before.float())
+    assert learned.log_multipliers.dtype == torch.float64
+
+
+def test_a_meta_vector_has_the_trainable_meta_parameters_alone():
+    learned = ParameterLR(torch.arange(4.0), 0.1, per_parameter=False, learn_lr=False)
+    assert list(learned.meta_params()) == ["params"]
+    assert MetaVector(learned).read().tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
 @pytest.mark.parametrize("policy", [MLPPolicy((8,)), GRUPolicy(5)])
 def test_untrained_policy_is_the_base_schedule(policy):
     controller = controller_of(policy)
-    like = torch.ones(3, 2, dtype=torch.float64)
     observation = torch.randn(3, 2, observations.NUM_FEATURES, dtype=torch.float64)
     observation[..., observations.FEATURE_NAMES.index("loss_exploded")] = 0.0
-    multiplier, _ = controller(observation, controller.init(3, 2, like))
+    multiplier, _ = controller(observation, controller.init(torch.zeros(3, 2, dtype=torch.float64)))
     assert bool((multiplier == 1.0).all())
 
 
@@ -101,8 +113,8 @@ def test_untrained_policy_is_the_base_schedule(policy):
 def test_policy_and_its_controller_act_alike(policy):
     randomise(policy)
     controller = controller_of(policy)
-    like = torch.ones(4, 2, dtype=torch.float64)
-    state, memory = controller.init(4, 2, like), torch.zeros(4, 2, policy.memory_size, dtype=torch.float64)
+    state = controller.init(torch.zeros(4, 2, dtype=torch.float64))
+    memory = torch.zeros(4, 2, policy.memory_size, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         observation = torch.rand(4, 2, observations.NUM_FEATURES, generator=generator, dtype=torch.float64)
@@ -119,7 +131,7 @@ def test_recurrent_controller_is_rebuilt_from_config_and_tensors():
     first = controller_of(policy)
     second = RecurrentPolicyController.build(first.config(), first.tensors())
     observation = torch.rand(2, 1, observations.NUM_FEATURES, dtype=torch.float64)
-    state = first.init(2, 1, observation[..., 0])
+    state = first.init(observation[..., 0])
     assert torch.equal(first(observation, state)[0], second(observation, state)[0])
     assert second.config() == first.config()
 
@@ -152,7 +164,6 @@ def test_open_loop_becomes_a_schedule_controller():
         (lambda: KnotLR(1), "got 1 knots"),
         (lambda: KnotLR(3, low=2.0, high=1.0), "got bounds"),
         (lambda: StepwiseLR(0), "got 0 pieces"),
-        (lambda: ClassicLR(warmup=0.7), "warmup 0.7"),
         (lambda: MLPPolicy(action=ActionSpec(levels=5)), "levels=0"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 from metalr.optimizers.classic import OPTIMIZERS, SGD, Adagrad, Adam, AdamW, ExpectedSGD, RMSprop, from_torch
 
-# Beside every entry of the registry: each argument away from its default.
+# Besides every entry of the registry: each argument away from its default.
 VARIANTS = {
     **OPTIMIZERS,
     **{f"{name}-decay": replace(inner, weight_decay=0.1) for name, inner in OPTIMIZERS.items()},
@@ -24,7 +24,7 @@ def ones(*shape: int) -> torch.Tensor:
 
 
 def gradient_of(params: torch.Tensor) -> torch.Tensor:
-    """Of the sum of cos(w) + w⁴/8: neither constant nor of one sign, and bounded along the way."""
+    """Gradient of the sum of cos(w) + w⁴/8: neither constant nor of one sign, and bounded along the way."""
     return -params.sin() + 0.5 * params**3
 
 

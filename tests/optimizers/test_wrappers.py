@@ -1,4 +1,4 @@
-"""Hypergradient descent and Lookahead against plain Python, the paper's algorithm, and what must not change."""
+"""Hypergradient descent and Lookahead: parity with the papers' algorithms in plain Python, invariances, errors."""
 
 import math
 
@@ -120,7 +120,7 @@ def test_a_restarted_run_takes_the_lr_it_is_given_and_its_neighbour_goes_on() ->
 
 
 def test_lookahead_by_hand() -> None:
-    # SGD at lr 0.5 on curvature 1: 2 -> 1 -> 0.5, then the slow weight goes half way from 2 to 0.5.
+    # SGD at lr 0.5 on curvature 1: 2 -> 1 -> 0.5, then the slow weight moves half way from 2 to 0.5.
     params, state = train(Lookahead(inner=SGD(), k=2, share=0.5), 0.5, 2)
     assert params[0, 0].item() == pytest.approx(1.25)
     assert state[0][0, 0].item() == pytest.approx(1.25)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metalr.compare.bayesian import search
-from metalr.compare.contenders import get_baseline
+from metalr.compare.catalog import get_contender
 from metalr.reports.lr_range_test import find_lr, save_figure
 from metalr.tasks.catalog import make_task
 
@@ -42,27 +42,29 @@ def test_bad_ranges_are_explained() -> None:
     with pytest.raises(ValueError, match="lowers the loss"):
         find_lr(task, lr_range=(1e-9, 1e-8))
     with pytest.raises(ValueError, match="got 0 trials"):
-        search(task, get_baseline("cosine"), num_trials=0)
+        search(task, get_contender("cosine"), num_trials=0)
 
 
 def test_a_search_finds_a_good_lr_and_is_repeatable() -> None:
     pytest.importorskip("optuna")
     task = make_task("quadratic", horizon=5)
     seen: list[int] = []
-    found = search(task, get_baseline("constant"), num_trials=8, progress=lambda done, total, name: seen.append(done))
+    found = search(task, get_contender("constant"), num_trials=8, progress=lambda done, total, name: seen.append(done))
     # lr 0.5 solves the quadratic in one step; the base LR is 0.2.
     assert found.best.score < 1e-2
     assert 0.3 < found.best.base_lr < 0.7
     assert seen == list(range(1, 9))
-    assert found == search(task, get_baseline("constant"), num_trials=8)
+    assert found == search(task, get_contender("constant"), num_trials=8)
 
 
 def test_a_search_survives_divergence_and_stays_in_the_space() -> None:
     pytest.importorskip("optuna")
-    found = search(make_task("quadratic", horizon=20), get_baseline("step"), num_trials=6, lr_range=(1.0, 1000.0))
-    space = get_baseline("step").space
+    found = search(make_task("quadratic", horizon=20), get_contender("step"), num_trials=6, lr_range=(1.0, 1000.0))
+    space = get_contender("step").space
     for trial in found.trials:
-        assert all(min(space[name]) <= value <= max(space[name]) for name, value in trial.parameters.items())
+        assert all(
+            min(space[name].values) <= value <= max(space[name].values) for name, value in trial.parameters.items()
+        )
     assert any(trial.score == float("inf") for trial in found.trials)
     assert found.best.score < float("inf")
 
@@ -70,4 +72,4 @@ def test_a_search_survives_divergence_and_stays_in_the_space() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'metalr\[hpo\]'"):
-        search(make_task("quadratic"), get_baseline("cosine"), num_trials=1)
+        search(make_task("quadratic"), get_contender("cosine"), num_trials=1)

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from metalr.compare import results, selection
-from metalr.compare.comparison import Comparison, Settings, compare, load
+from metalr.compare.comparison import Comparison, compare, load
+from metalr.compare.contenders import Kind
+from metalr.compare.selection import Criterion
+from metalr.compare.settings import Settings
 from metalr.compare.statistics import Interval
-from metalr.reports import report, text_table
-from metalr.reports.text_table import Grid
+from metalr.reports import report, tables, text_table
+from metalr.reports.text_table import Estimate, Grid
 from metalr.tasks.catalog import make_task
 from tests.compare.test_comparison import SMALL, policy, student
 
@@ -41,17 +44,17 @@ def test_text_fits_into_100_columns_and_names_everyone(done: Comparison) -> None
 
 def test_extreme_numbers_fit_too(tmp_path: Path) -> None:
     # The quadratic ends anywhere between 0 and 1e-15, or diverges.
-    settings = replace(SETTINGS, baselines=("constant", "cosine"), wrong_base=None, num_lrs=3, draws=1)
+    settings = replace(SETTINGS, contenders=("constant", "cosine"), wrong_base=None, num_lrs=3, draws=1)
     text = report.text(compare(make_task("quadratic", horizon=200), tmp_path / "run", settings))
     assert max(map(len, text.splitlines())) <= 100
     assert re.search(r"cosine: 4 of 4 at x10 diverged", text)
 
 
 def test_numbers_in_the_text_are_those_of_the_table(done: Comparison) -> None:
-    row = results.result_table(done.records, "teacher-student", "train")[0]
-    line = next(line for line in report.text(done).splitlines() if line.strip("* ").startswith(row["contender"]))
-    assert f"{row['iqm']:#.4g}" in line
-    assert f"{row['worst_decile']:#.4g}" in line
+    row = results.result_table(done.records, "teacher-student", Criterion.TRAIN)[0]
+    line = next(line for line in report.text(done).splitlines() if line.strip("* ").startswith(row.contender))
+    assert f"{row.iqm.value:#.4g}" in line
+    assert f"{row.worst_decile:#.4g}" in line
 
 
 def test_the_demos_table(done: Comparison) -> None:
@@ -59,13 +62,28 @@ def test_the_demos_table(done: Comparison) -> None:
     names = [line.strip("* ").split("  ")[0] for line in text.splitlines() if re.match(r"[* ] \w", line)]
     assert names == ["tuned cosine", "tuned best", "ppo", "cosine"]
     assert all(f"x{factor:g}" in text for factor in SETTINGS.factors)
-    grid = report.wrong_base_grid(done, "teacher-student", value="over_cosine")
-    assert grid.rows[0][1] == "1.000 [1.000, 1.000]"
+    grid = tables.wrong_base_grid(done, "teacher-student", shown=tables.OVER_COSINE)
+    assert str(grid.rows[0][1]) == "1.000 [1.000, 1.000]"
 
 
-def test_edges_are_said() -> None:
-    rows = [{"contender": "cosine", "edges": ["lr high"]}, {"contender": "linear", "edges": []}]
-    (warning,) = report.edge_warnings(rows)
+def test_the_committed_demo_reads_as_it_was_printed() -> None:
+    """The tables of the README come from these records, which were written before some words changed."""
+    folder = Path(__file__).parents[2] / "experiments" / "records" / "demo"
+    demo, printed = load(folder), (folder / "output.txt").read_text()
+    (task,) = demo.tasks
+    for criterion in Criterion:
+        assert text_table.as_text(tables.result_grid(demo, task, criterion)) in printed
+    learned = [name for name, kind in selection.kinds_of(demo.records).items() if kind is Kind.LEARNED]
+    shown = ["cosine", *learned, "state-blind policy", f"{learned[0]}: random policy"]
+    table, _ = report.wrong_base_text(demo, contenders=shown).split("interquartile mean")
+    assert len(table.splitlines()) == 3 + 2 * (2 + len(shown))
+    assert table in printed
+
+
+def test_edges_are_said(done: Comparison) -> None:
+    first, second, *_ = results.result_table(done.records, "teacher-student", Criterion.TRAIN)
+    rows = [replace(first, contender="cosine", edges=["lr high"]), replace(second, contender="linear", edges=[])]
+    (warning,) = tables.edge_warnings(rows)
     assert warning.startswith("! cosine: the best value lies on an edge of its search (lr high)")
 
 
@@ -117,7 +135,7 @@ def test_a_stopped_comparison_can_be_read(done: Comparison, share: float) -> Non
 
 def test_a_stopped_comparison_has_a_page(done: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    part = replace(done, records=[record for record in done.records if record["phase"] == "tuning"])
+    part = replace(done, records=[record for record in done.records if record.phase == "tuning"])
     page = report.html(part, tmp_path / "part.html").read_text()
     assert "Not finished" in page
     assert "teacher-student, cosine" in page
@@ -134,7 +152,9 @@ def test_show_prints_with_and_without_rich(done: Comparison, capsys, monkeypatch
 
 def test_rich_renders_a_grid() -> None:
     console = pytest.importorskip("rich.console").Console(width=60, record=True)
-    console.print(text_table.as_rich(Grid("Title [x]", ["name", "loss"], [["cosine", "1 [0, 2]"]], ["A note."])))
+    console.print(
+        text_table.as_rich(Grid("Title [x]", ["name", "loss"], [["cosine", Estimate("1", "0", "2")]], ["A note."]))
+    )
     text = console.export_text()
     assert "1 [0, 2]" in text
     assert "A note." in text
@@ -155,14 +175,44 @@ def test_plain_grid() -> None:
         Grid("", ["a", "b"], [["1"]])
 
 
+def test_a_wide_grid_puts_intervals_below_or_leaves_them_out() -> None:
+    rows = [["a", Estimate("1", "0.5", "2.25")], ["b", "-"]]
+    grid = Grid("Losses", ["name", "loss"], rows, ["Note."], frozenset({1}))
+    assert text_table.as_text(grid, 24).splitlines()[3:] == ["  a   1 [0.5, 2.25]", "* b               -", "Note."]
+    assert text_table.as_text(grid, 14).splitlines()[3:] == [
+        "  a          1",
+        "      0.5–2.25",
+        "* b          -",
+        "Note.",
+    ]
+    narrow = text_table.as_text(grid, 12).splitlines()
+    assert narrow[3:6] == ["  a      1", "* b      -", "Note."]
+    assert narrow[6] == "Intervals"
+    assert max(map(len, narrow)) <= 12
+
+
+def test_plain_aligns_numbers_to_the_right_and_words_to_the_left() -> None:
+    rows = [("cosine", 0.123456, None, "a"), ("wsd", 12, 3.0, "long")]
+    assert text_table.plain(("name", "loss", "low", "note"), rows, indent="  ").splitlines() == [
+        "  name      loss  low  note",
+        "  cosine  0.1235    -  a",
+        "  wsd         12    3  long",
+    ]
+    assert text_table.plain(None, {"a": "b c", "long": "d"}.items()) == "a     b c\nlong  d"
+    assert text_table.plain(("name", "loss"), []) == "name  loss"
+    assert text_table.plain(None, []) == ""
+    with pytest.raises(ValueError, match=r"got a row of 1 cells, expected 2: \['name', 'loss'\]"):
+        text_table.plain(("name", "loss"), [("cosine",)])
+
+
 def test_html_escapes() -> None:
     assert "<script>" not in text_table.as_html(Grid("<script>", ["<script>"], [["<script>"]], ["<script>"]))
 
 
 def test_numbers() -> None:
-    found = [report.number(value) for value in (0.0, 1.0, 10.0, 123.0, 1234.5, 0.00012345, math.inf, math.nan, None)]
+    found = [tables.number(value) for value in (0.0, 1.0, 10.0, 123.0, 1234.5, 0.00012345, math.inf, math.nan, None)]
     assert found == ["0", "1.000", "10.00", "123.0", "1234", "0.0001234", "inf", "-", "-"]
-    assert report.interval(Interval(1.0, 0.5, math.inf)) == "1.000 [0.5000, inf]"
+    assert str(tables.interval(Interval(1.0, 0.5, math.inf))) == "1.000 [0.5000, inf]"
 
 
 def test_importing_needs_no_plotting_and_a_figure_says_what_is_missing(done: Comparison) -> None:

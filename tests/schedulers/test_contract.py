@@ -1,4 +1,4 @@
-"""What torch promises of a scheduler, for every scheduler of the package.
+"""The contract of a torch scheduler, for every scheduler of the package.
 
 Written from torch's documentation and its own tests (`test/optim/test_lrscheduler.py`).
 """
@@ -126,7 +126,7 @@ def test_no_warning_in_the_right_order_and_torchs_in_the_wrong_one(name):
 
 
 def saved(*things) -> list[dict]:
-    """State dicts through a file that could hold no code."""
+    """State dicts after a round trip through a file that cannot hold code."""
     file = io.BytesIO()
     torch.save([thing.state_dict() for thing in things], file)
     file.seek(0)
@@ -134,7 +134,7 @@ def saved(*things) -> list[dict]:
 
 
 def resumed(name: str, at: int, order: str, **twin) -> list[list[float]]:
-    """The LRs of a run that was stopped after `at` updates and went on in new objects."""
+    """The LRs of a run that was stopped after `at` updates and resumed in new objects."""
     first = Training()
     scheduler = build(name, first.optimizer)
     rates = first.run(scheduler, at)
@@ -314,7 +314,7 @@ def test_a_sequence_resumes(name):
 
 
 class _Observing(LearnedLR):
-    """A sequence whose learned part gets the losses too."""
+    """A `SequentialLR` whose learned part observes the losses too."""
 
     def __init__(self, sequence: LRScheduler, own: LRScheduler) -> None:
         self.sequence, self.own = sequence, own

@@ -1,4 +1,4 @@
-"""A run that was killed at random moments ends bit-identical to one that was not."""
+"""A run killed at random moments ends bit-identical to one that was not."""
 
 import subprocess
 import sys

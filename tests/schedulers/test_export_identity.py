@@ -1,6 +1,6 @@
 """The product's identity: `LearnedLR` in a plain torch loop sets the same LRs as the engine did.
 
-Same controller, same initial weights, same minibatches; the loop below knows nothing of the engine.
+Same controller, same initial weights, same minibatches; the loop below does not use the engine.
 """
 
 import warnings
@@ -23,6 +23,7 @@ from metalr.signals.observations import FEATURE_NAMES, NUM_FEATURES
 from metalr.tasks.catalog import make_task
 from metalr.tasks.models import MLP, ConvNet
 from metalr.tasks.task import Task
+from tests.support import policies
 
 HORIZON, DECISIONS = 53, 7  # does not divide
 SEED = torch.tensor([9])
@@ -36,15 +37,8 @@ def task_of(optimizer, horizon: int = HORIZON, model=partial(MLP, [6, 8, 3], tor
     return Task(model, (inputs, labels), functional.cross_entropy, optimizer, horizon=horizon, batch_size=10)
 
 
-def random_policy(action: ActionSpec, seed: int = 0, schedule=Cosine(floor=0.1)) -> PolicyController:  # noqa: B008
-    generator = torch.Generator().manual_seed(seed)
-    outputs = action.levels or 1
-    weights = [
-        torch.randn(16, NUM_FEATURES, generator=generator, dtype=torch.float64),
-        torch.randn(outputs, 16, generator=generator, dtype=torch.float64) / 4.0,
-    ]
-    biases = [torch.zeros(16, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)]
-    return PolicyController(PolicyNetwork(weights, biases), action, schedule, DECISIONS)
+# Strong enough that a wrong feature shows in the LR.
+random_policy = partial(policies.random_policy, decisions=DECISIONS, hidden=16, scales=(1.0, 0.25), dtype=torch.float64)
 
 
 def in_engine(controller, task: Task, base_lr: float, groups="global", **options) -> Episode:
@@ -71,7 +65,7 @@ def loss_to_step(scheduler, optimizer, loss, t) -> None:
 def in_plain_loop(
     controller, task: Task, base_lr: float, *, calls=observe_first, groups=None, tensor_lr=False, **options
 ) -> tuple[torch.Tensor, list[list[float]], torch.nn.Module, LearnedLR]:
-    """The LR of every update `(horizon, num_groups)`, the observations of the decisions, the network, the scheduler."""
+    """The LR of every update `(horizon, num_groups)`, the observations at decisions, the network and the scheduler."""
     engine = BatchedRuns(task, 1, dtype=torch.float64)
     engine.init(SEED)
     module = engine.module_of(0)
@@ -111,7 +105,7 @@ def assert_same(episode: Episode, rates: torch.Tensor, tolerance: float = 1e-9) 
 
 
 def assert_eventful(episode: Episode) -> None:
-    """The comparison would say little if the controller did nothing."""
+    """The comparison would prove little if the controller did nothing."""
     multipliers = episode.multipliers[:, 0, 0]
     assert multipliers.std() > 0.01
     assert len(multipliers.unique()) == DECISIONS

@@ -1,4 +1,4 @@
-"""Several LRs at once, losses as a dict, and how to see what the controller did."""
+"""Several LRs at once, losses as a dict, and the record of decisions."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from metalr.reports.decision_figure import draw_decisions
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.signals.observations import FEATURE_NAMES
-from tests.support.schedulers_under_test import HORIZON, LEARNED, Training, build, random_policy
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import HORIZON, LEARNED, Training, build
 
 breaker_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
 
@@ -14,7 +15,7 @@ breaker_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the loss explo
 @breaker_may_speak
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_group_is_controlled_as_if_it_were_alone(name):
-    """The decisions of a group depend on its own gradients and the common loss, not on its neighbour's gradients."""
+    """The decisions of a group depend on its own gradients and the common loss, not on the gradients of others."""
     both = Training()
     scheduler = build(name, both.optimizer, scope="param_group")
     alone = [
@@ -52,7 +53,7 @@ def test_an_unknown_scope_is_refused():
 
 
 class Tasks(Training):
-    """Shows its loss in another form."""
+    """A training whose scheduler observes the loss in another form."""
 
     form = staticmethod(lambda loss: loss)
 
@@ -113,7 +114,8 @@ def test_the_history_does_not_grow_for_ever():
     training = Training()
     policy = random_policy(schedule=__import__("metalr.schedules", fromlist=["Constant"]).Constant())
     scheduler = LearnedLR(training.optimizer, policy, None, steps_per_action=2)
-    scheduler._rows.extend([scheduler._row()] * 2000)
+    for _ in range(2000):
+        scheduler.run.history.add(0, scheduler.run.state)
     assert len(scheduler.history) == 1000
 
 
@@ -134,7 +136,7 @@ def test_without_measuring_nothing_is_held():
     scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON, measure=False)
     for _ in range(HORIZON):
         training.update(scheduler)
-        assert scheduler._meter.buffers is None
+        assert scheduler.run.meter.buffers is None
     features = scheduler.explain()["features"]
     assert features["gradient_cosine"] == features["update_ratio"] == [0.0]
     assert features["loss_total"] != [0.0]
@@ -147,7 +149,7 @@ def test_measuring_holds_one_copy_and_only_between_the_last_two_updates():
     held = []
     for _ in range(HORIZON):
         training.update(scheduler)
-        buffers = scheduler._meter.buffers
+        buffers = scheduler.run.meter.buffers
         held.append(0 if buffers is None else sum(b.numel() for group in buffers for b in group))
     # Decisions fall at updates 5, 9, 14 and 18; their last update but one leaves a copy behind.
     assert [t for t, count in enumerate(held) if count] == [3, 7, 12, 16]

@@ -1,4 +1,4 @@
-"""Schedulers when the loop is not as the README has it: odd calls, other horizons, numbers that are not numbers."""
+"""Schedulers in loops unlike the README's: odd calls, other horizons, non-finite numbers."""
 
 import copy
 import math
@@ -14,16 +14,8 @@ from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Constant, Cosine, Exponential, Linear
 from metalr.signals.observations import NUM_FEATURES
-from tests.support.schedulers_under_test import (
-    CONTROLLERS_UNDER_TEST,
-    HORIZON,
-    LEARNED,
-    NAMES,
-    OPEN,
-    Training,
-    build,
-    random_policy,
-)
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, HORIZON, LEARNED, NAMES, OPEN, Training, build
 
 every = pytest.mark.parametrize("name", NAMES)
 learned = pytest.mark.parametrize("name", LEARNED)
@@ -102,7 +94,7 @@ def test_an_epoch_number_is_refused():
 
 
 def test_the_callers_tensors_are_not_kept_alive():
-    """Looking at the caller must not hold its local variables: they are the activations of a step."""
+    """Inspecting the caller must not keep its local variables alive: they hold the activations of a step."""
     import weakref
 
     training = Training()
@@ -142,7 +134,7 @@ def test_a_longer_run_goes_on(name):
     scheduler = build(name, training.optimizer)
     rates = training.run(scheduler, 3 * HORIZON)
     assert all(math.isfinite(lr) and lr >= 0.0 for row in rates for lr in row)
-    if name in LEARNED:  # the multiplier of the last decision stays, the schedule goes on
+    if name in LEARNED:  # the multiplier of the last decision stays, the schedule continues
         assert scheduler.history[-1]["updates"] < HORIZON
         ratio = scheduler.controller.schedule((3 * HORIZON - 1) / HORIZON) * scheduler.explain()["lr_multiplier"][0]
         assert rates[-1][0] == pytest.approx(0.05 * ratio)
@@ -372,7 +364,7 @@ def decays(dtype: torch.dtype, schedule, updates: int, horizon: int) -> list[str
 
 def test_an_lr_below_what_changes_the_weights_is_reported_once():
     (message,) = decays(torch.float32, Exponential(rate=1e-12, every=1.0), 200, 200)
-    assert "an update changes no weight in its dtype any more" in message
+    assert "an update no longer changes any weight in its dtype" in message
     (in_half,) = decays(torch.bfloat16, Exponential(rate=1e-12, every=1.0), 200, 200)
 
     def step(text):

@@ -1,15 +1,15 @@
-"""What the meter reads from an optimizer, against the same numbers computed from copies of everything."""
+"""The statistics that the meter reads from an optimizer, against those computed from copies of everything."""
 
 import pytest
 import torch
 from torch.optim import SGD, Adam
 
-from metalr.schedulers import meter as meter_module
+from metalr.schedulers import sums
 from metalr.schedulers.meter import OptimizerMeter
 
 
 class Weighted(SGD):
-    """A user's own: it does something to the weights that its momentum does not show."""
+    """An optimizer of a user's own, which changes the weights in a way that its momentum does not show."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -35,7 +35,7 @@ def norm(tensors):
 
 
 def place(tensor, *, aligned):
-    """The same numbers where a scalar product may begin, or eight bytes after."""
+    """The same numbers on a boundary at which a scalar product may begin, or eight bytes after it."""
     flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
     return (flat[:-1] if aligned else flat[1:]).view(tensor.shape).copy_(tensor)
 
@@ -45,7 +45,7 @@ def place(tensor, *, aligned):
 @pytest.mark.parametrize("scope", ["global", "param_group"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_statistics_are_those_of_copies(name, scope, aligned, on_host, monkeypatch):
-    monkeypatch.setattr(meter_module, "_on_host", lambda _: on_host)
+    monkeypatch.setattr(sums, "on_host", lambda _: on_host)
     generator = torch.Generator().manual_seed(0)
     params = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), (5,), (2, 2))]
     params = [torch.nn.Parameter(place(p, aligned=aligned)) for p in params]

@@ -53,7 +53,7 @@ def cosine_decay(step, initial_learning_rate, decay_steps, alpha=0.0, warmup_tar
 
 
 def cosine_decay_restarts(step, initial_learning_rate, first_decay_steps, t_mul=2.0, m_mul=1.0, alpha=0.0):
-    # By walking through the periods; TensorFlow uses logarithms, which must give the same.
+    # Walks through the periods; TensorFlow uses logarithms, which must give the same result.
     length, peak, left = float(first_decay_steps), 1.0, float(step)
     while left >= length - 1e-9:
         left, length, peak = left - length, length * t_mul, peak * m_mul
@@ -221,7 +221,7 @@ REFUSED = [
     (
         "piecewise_constant",
         {"boundaries": [1, 2], "values": [1.0]},
-        "expected one value more than boundaries",
+        "expected one more value than boundaries",
     ),
     (
         "piecewise_constant",

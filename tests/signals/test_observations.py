@@ -29,7 +29,7 @@ def stats_of(losses, norm=1.0, cosine=0.5, ratio=1e-3) -> RunStats:
 
 
 def fresh():
-    return observations.initial_state(1, 1, cell(0.0))
+    return observations.initial_state(cell(0.0))
 
 
 def features_of(*intervals: RunStats, **known) -> dict[str, float]:
@@ -151,7 +151,7 @@ def assert_within_bounds(observation: torch.Tensor) -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_every_feature_stays_inside_its_bounds(dtype, data):
-    state = observations.initial_state(1, 1, torch.zeros(1, dtype=dtype))
+    state = observations.initial_state(torch.zeros(1, 1, dtype=dtype))
     for _ in range(data.draw(st.integers(1, 4))):
         known = Context(*(torch.tensor([[data.draw(kind)]], dtype=dtype) for kind in (POSITIVE, POSITIVE, FLAG, FLAG)))
         observation, state = observe(data.draw(any_stats(dtype)), state, known)
@@ -242,7 +242,7 @@ def test_runs_and_groups_are_observed_alone():
     batch = RunStats(*loss_stats(losses), *per_group)
     like = torch.zeros(1, dtype=torch.float64)
     known = Context(*(torch.full((2, 3), value, dtype=torch.float64) for value in (0.5, 2.0, 1.0, 1.0)))
-    together, _ = observe(batch, observations.initial_state(2, 3, like), known)
+    together, _ = observe(batch, observations.initial_state(like.new_zeros(2, 3)), known)
     assert together.shape == (2, 3, NUM_FEATURES)
     for run in range(2):
         for group in range(3):

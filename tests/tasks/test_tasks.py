@@ -72,7 +72,7 @@ def test_every_task_trains_and_evaluates(shipped):
 
 
 def test_every_task_refuses_a_horizon_of_zero(shipped):
-    with pytest.raises(ValueError, match="got horizon 0, expected at least 1"):
+    with pytest.raises(ValueError, match="got horizon 0, expected a whole number of at least 1"):
         shipped(horizon=0)
 
 
@@ -305,7 +305,7 @@ class OwnNorm(nn.BatchNorm1d):
 
 
 class Masking(nn.Linear):
-    """Random in the forward pass, without a layer that says so."""
+    """Random in the forward pass, without a layer that shows it."""
 
     def forward(self, inputs):
         return super().forward(functional.dropout(inputs, 0.5, training=True))
@@ -412,7 +412,7 @@ INERT = {"name", "metric"}
 
 
 def outcome(task: Task) -> bytes:
-    """Everything that a run under the task's own schedule and base LR leaves behind."""
+    """Everything that a run under the task's own schedule and base LR produces."""
     runs = BatchedRuns(task, 2)
     base_lr = torch.full((2,), task.base_lr)
     episode = run_episode(ScheduleController(task.schedule, decisions=4), runs, SEEDS[:2], base_lr)

@@ -1,9 +1,12 @@
 """The throughput benchmark's table and figure, from its records alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from experiments.support.plotting import COLOURS, legend, panels
+from metalr.reports.text_table import aligned
 
 Row = dict[str, Any]
 _OPTIMIZERS = {"momentum": "momentum", "adam": "Adam", "adamw": "AdamW"}
@@ -25,8 +28,8 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100.0 else f"{value:.2g}" if value < 10.0 else f"{value:.3g}"
 
 
-# Head of the column -> what stands in it. At most 100 characters in all.
-COLUMNS = {
+# Head of the column -> its cell of a row. At most 100 characters in all.
+COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row["model"],
     "optim.": lambda row: _OPTIMIZERS.get(row.get("optimizer", ""), ""),
     "runs": lambda row: str(row["num_runs"]),
@@ -50,18 +53,12 @@ def table(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.get("steps_per_s") is not None]
     measured.sort(key=lambda row: (order.index((row["model"], row.get("optimizer"))), row["num_runs"]))
     lines = [[show(row) for show in COLUMNS.values()] for row in measured]
-    widths = [max(len(cell) for cell in column) for column in zip(COLUMNS, *lines, strict=True)]
-    left = [name in ("model", "optim.", "how") for name in COLUMNS]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(cells, widths, left, strict=True))
-        return " ".join(padded).rstrip()
-
-    return "\n".join(line(cells) for cells in [list(COLUMNS), *lines])
+    numbers = [name not in ("model", "optim.", "how") for name in COLUMNS]
+    return "\n".join(aligned([list(COLUMNS), *lines], numbers, width=100))
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What is no table: the hardware, PPO's shares, kernels, and what failed."""
+    """Lines below the table: the hardware, PPO's shares, kernels, and the rows that failed."""
     lines = [f"{_limits(row)}" for row in rows if row["what"] == "limits" and "failed" not in row]
     for row in rows:
         where = f"{row['what']}, {row['model']}, {row['num_runs']} runs"
@@ -98,22 +95,19 @@ def _ppo(row: Row) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Inner steps per second against the number of runs; dashed, the plain loop of the same model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import ticker
 
     engines = [row for row in rows if row["what"] == "engine" and row.get("optimizer") == "momentum" and "how" in row]
     if not engines:
         return
-    figure, axis = pyplot.subplots(figsize=(8.0, 4.4), layout="constrained")
+    figure, (axis,) = panels(1, height=4.4)
     for index, model in enumerate(dict.fromkeys(row["model"] for row in engines)):
-        own = [row for row in engines if row["model"] == model]
+        own, colour = [row for row in engines if row["model"] == model], COLOURS[index % len(COLOURS)]
         for how in dict.fromkeys(row["how"] for row in own):
             points = sorted((row["num_runs"], row["steps_per_s"]) for row in own if row["how"] == how)
             style = "s:" if how == "compiled" else "o-"
-            axis.plot(*zip(*points, strict=True), style, color=f"C{index}", label=f"{model}, {how}", markersize=4)
-        axis.axhline(median(row["plain_steps_per_s"] for row in own), color=f"C{index}", linestyle="--", linewidth=0.7)
+            axis.plot(*zip(*points, strict=True), style, color=colour, label=f"{model}, {how}", markersize=4)
+        axis.axhline(median(row["plain_steps_per_s"] for row in own), color=colour, linestyle="--", linewidth=0.7)
     axis.set(xscale="log", yscale="log", xlabel="runs side by side", ylabel="inner steps per second, all runs")
     counts = sorted({row["num_runs"] for row in engines})
     axis.set_xticks(counts, [str(count) for count in counts])
@@ -122,7 +116,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: _count(value))
     axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_title(f"{engines[0]['hardware']}; dashed: plain loop of torch.optim, one run", fontsize=9)
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend(figure, axis)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)

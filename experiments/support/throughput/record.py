@@ -1,10 +1,6 @@
-"""The throughput benchmark's record: rows that survive a kill, a failure of one of them, and another sitting.
-
-Knows nothing of what is measured.
-"""
+"""The throughput benchmark's record: rows that survive a kill, a failure of one of them, and another sitting."""
 
 import gc
-import platform
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,18 +10,7 @@ from typing import Any
 
 import torch
 
-from metalr.records import read_lines, to_line, versions
-
-
-def circumstances(device: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Hardware, versions and settings: rows that agree in all of them can stand in one table."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    if device != "cpu":
-        name = torch.cuda.get_device_name(torch.device(device))
-    return {"device": device, "hardware": name, "torch_threads": torch.get_num_threads(), **settings, **versions()}
+from experiments.support.records import read, write_lines
 
 
 class Record:
@@ -33,7 +18,7 @@ class Record:
 
     Args:
         path: of the file.
-        common: `circumstances`; rows of other ones are left out from the first new row on.
+        common: circumstances and settings; rows of other ones are left out from the first new row on.
     """
 
     def __init__(self, path: Path, common: dict[str, Any]) -> None:
@@ -41,7 +26,7 @@ class Record:
         self.common = common
         # A commit changes with every word of the documentation; whoever changes the engine says --fresh.
         same = {key: value for key, value in common.items() if key != "commit"}
-        self.rows = [row for row in read_lines(path) if all(row.get(key) == value for key, value in same.items())]
+        self.rows = [row for row in read(path) if all(row.get(key) == value for key, value in same.items())]
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether a row was measured and did not fail."""
@@ -54,10 +39,8 @@ class Record:
         self.rows.append({**row, **self.common})
         for each in self.rows:
             self._relate(each)
-        partial_file = self.path.with_suffix(".partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial_file.write_text("".join(map(to_line, self.rows)))
-        partial_file.replace(self.path)
+        write_lines(self.path, self.rows)
 
     def _relate(self, row: dict[str, Any]) -> None:
         """Where the hardware's limits are known, say how far from them the engine is."""
@@ -91,7 +74,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def measured(key: dict[str, Any], measure: Callable[[], dict[str, Any]], seconds: int) -> dict[str, Any]:
-    """A row: what names it, its numbers and what the engine had to give up; or the reason why there are none."""
+    """A row: its key, its numbers and what the engine had to give up; or the reason why there are none."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -1,18 +1,98 @@
-"""What of the engine's speed is left in an environment and in PPO training.
-
-Used by `benchmark_throughput`. Each function makes one row.
-"""
+"""The rows of the throughput benchmark, one function each: the bare engine, environments over it, PPO."""
 
 import time
+import warnings
 from typing import Any
 
 import torch
 
-from experiments.throughput_loops import async_vector_rate, plain_loop, rates, synchronize
+from experiments.support.throughput.loops import (
+    async_vector_rate,
+    copy_bandwidth,
+    engine,
+    graphed_loop,
+    matmul_rate,
+    plain_loop,
+    rates,
+    synchronize,
+    work_of_a_step,
+)
+from metalr.engine import memory
 from metalr.tasks.task import Task
 
 # "20 M inner steps" is the amount of training that the target is stated for.
 _INNER_STEPS = 20_000_000
+
+
+def limits_row(device: torch.device) -> dict[str, Any]:
+    """The rates that the hardware allows."""
+    return {"copy_bytes_per_s": copy_bandwidth(device), "matmul_flops_per_s": matmul_rate(device)}
+
+
+def engine_row(
+    task: Task,
+    num_runs: int,
+    device: torch.device,
+    compile: bool,
+    seconds: float,
+    interval: int,
+    *,
+    kernels_by_rule: bool,
+) -> dict[str, Any]:
+    """The engine with all statistics on, the plain loops measured in the same turns.
+
+    Args:
+        task: of the runs.
+        num_runs: side by side.
+        device, compile, kernels_by_rule: of the engine.
+        seconds: of measurement for each rate.
+        interval: inner steps that the engine makes at once.
+    """
+    loops = {"plain": (plain_loop(task, device), 1)}
+    if device.type == "cuda":
+        try:
+            loops["graph"] = (graphed_loop(task, device), 1)
+        except Exception as error:
+            warnings.warn(f"the plain loop could not be captured: {error}", RuntimeWarning)
+        torch.cuda.reset_peak_memory_stats()
+    taken_before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    started = time.perf_counter()
+    go, runs = engine(task, num_runs, device, compile, interval, kernels_by_rule)
+    ready = time.perf_counter() - started
+    found = rates({**loops, "engine": (go, num_runs)}, device, seconds, interval)
+    interval_ms = 1e3 * interval * num_runs / found["engine"]
+    flops, moved = work_of_a_step(task)
+    peak = torch.cuda.max_memory_allocated() - taken_before if device.type == "cuda" else None
+    return {
+        "how": runs.executor.how,
+        "num_params": task.num_params,
+        "batch_size": task.batch_size,
+        "steps_per_s": found["engine"],
+        "plain_steps_per_s": found["plain"],
+        "graph_steps_per_s": found.get("graph"),
+        "over_plain": found["engine"] / found["plain"],
+        "over_graph": found["engine"] / found["graph"] if "graph" in found else None,
+        "flops_per_step": flops,
+        "bytes_per_step": moved,
+        "mib_per_run": runs.footprint.total / 2**20,
+        "measured_mib_per_run": peak / num_runs / 2**20 if peak is not None else None,
+        "runs_that_fit": memory.max_runs(runs.footprint, device),
+        "preparation_s": runs.executor.preparation_seconds,
+        "until_ready_s": ready,
+        "reset_over_interval": _reset_ms(runs, device) / interval_ms,
+    }
+
+
+def _reset_ms(runs: Any, device: torch.device) -> float:
+    """Milliseconds that starting every run anew takes, the best of three after one to warm up."""
+    seeds, taken = torch.arange(runs.num_runs, device=device) + 1000, []
+    for _ in range(4):
+        synchronize(device)
+        started = time.perf_counter()
+        runs.init(seeds)
+        synchronize(device)
+        taken.append(1e3 * (time.perf_counter() - started))
+    return min(taken[1:])
 
 
 def async_row(seconds: float, num_envs: int, **options: Any) -> dict[str, Any]:
@@ -64,7 +144,9 @@ def mixed_row(tasks: list[Task], each: int, device: torch.device, compile: bool,
     }
 
 
-def ppo_row(task: Task, num_envs: int, decisions: int, device: torch.device, compile: bool, smoke: bool) -> dict:
+def ppo_row(
+    task: Task, num_envs: int, decisions: int, device: torch.device, compile: bool, smoke: bool
+) -> dict[str, Any]:
     """PPO end to end, and where its wall time goes.
 
     The seconds are those of training without any clock in it, after one rollout that compiles, captures and warms up;
@@ -132,10 +214,13 @@ def _shares(model: Any, transition: Any, device: torch.device, rollouts: int) ->
     }
 
 
-def profile_row(go: Any, interval: int, device: torch.device) -> dict[str, Any]:
+def profile_row(
+    task: Task, num_runs: int, device: torch.device, compile: bool, interval: int, *, kernels_by_rule: bool
+) -> dict[str, Any]:
     """Which kernels an interval's time goes into: name, share of the device's time, calls for each inner step."""
     from torch.profiler import ProfilerActivity, profile
 
+    go, runs = engine(task, num_runs, device, compile, interval, kernels_by_rule)
     activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     go(interval)
     synchronize(device)
@@ -146,4 +231,5 @@ def profile_row(go: Any, interval: int, device: torch.device) -> dict[str, Any]:
               for e in recorded.key_averages()]  # fmt: skip
     total = sum(time for _, time, _ in events) or 1.0
     top = sorted(events, key=lambda event: -event[1])[:12]
-    return {"kernels": [[name[:60], time / total, count / (3 * interval)] for name, time, count in top]}
+    kernels = [[name[:60], time / total, count / (3 * interval)] for name, time, count in top]
+    return {"how": runs.executor.how, "kernels": kernels}

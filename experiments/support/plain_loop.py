@@ -1,9 +1,10 @@
-"""Does an exported controller work in a loop that knows nothing of reinforcement learning?
+"""A user's own loop with an exported controller and without any RL library.
 
-    python -m experiments.plain_loop controller.safetensors
+    python -m experiments.support.plain_loop controller.safetensors
 
-Trains a small network on MNIST-1D from three guesses of the LR, with and without the controller, and proves that no
-RL library was imported. Expected: without it only the middle guess trains well; with it all three end equally low.
+A small network is trained on MNIST-1D from three guesses of the LR, with and without the controller; then the RL
+libraries that were imported are named: none. Expected: without the controller only the middle guess trains well; with
+it all three end equally low.
 """
 
 import sys
@@ -42,7 +43,7 @@ def train(lr: float, controller: str | None) -> float:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) != 2:
-        sys.exit("got no controller file, expected: python -m experiments.plain_loop controller.safetensors")
+        sys.exit("got no controller file, expected: python -m experiments.support.plain_loop controller.safetensors")
     print("  guessed LR   final train loss at that LR   with the controller")
     for guess in (0.01, 0.1, 1.0):
         print(f"  {guess:<12} {train(guess, None):<29.3f} {train(guess, sys.argv[1]):.3f}")
