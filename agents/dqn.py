@@ -1,23 +1,14 @@
 """DQN (Mnih et al. 2015) from Stable-Baselines3 as the learner of a controller with discrete levels."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import DQN
 from torch import nn
 
-from metalr.agents.sb3_training import (
-    CHECKPOINT,
-    OPTIONS,
-    Budget,
-    describe,
-    falling,
-    learn,
-    open_folder,
-    training_versions,
-)
+from metalr.agents.sb3_training import Budget, Learner, falling, train_agent
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
@@ -93,14 +84,14 @@ def train_dqn(
 
     Args, Raises: as `metalr.agents.ppo.train_ppo`.
     """
-    settings, budget, folder = settings or DQNSettings(), budget or Budget(), Path(folder)
-    card: dict[str, Any] = {"agent": "dqn", "seed": seed, "settings": asdict(settings), **describe(transition)}
-    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": training_versions()}
-    open_folder(folder, config, resume)
-    transition.seed(seed)
-    model = build_dqn(transition, settings, seed, folder / "tensorboard" if tensorboard else None)
-    if resume and (folder / CHECKPOINT).is_file():
-        model = DQN.load(folder / CHECKPOINT, env=model.get_env(), device="cpu")
-        transition.seed(seed + 1_000_003 * model.num_timesteps)
-    timesteps = budget.episodes * transition.num_groups * transition.config.decisions
-    return learn(model, folder, budget, timesteps=timesteps, progress=progress, card=card)
+    return train_agent(
+        Learner("dqn", settings or DQNSettings(), build_dqn),
+        transition,
+        folder,
+        budget=budget,
+        seed=seed,
+        progress=progress,
+        tensorboard=tensorboard,
+        resume=resume,
+        options=options,
+    )

@@ -1,4 +1,4 @@
-"""What MAML and Meta-SGD learn on few-shot problems, at its start."""
+"""The learners of few-shot problems, MAML and Meta-SGD, before their meta-training."""
 
 import torch
 
@@ -8,14 +8,14 @@ from metalr.tasks.task import Task
 
 
 def few_shot_learner(task: Task, method: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> ParameterLR:
-    """What MAML or Meta-SGD learns, at its start.
+    """The meta-parameters of MAML or Meta-SGD, as they start.
 
     Args:
         task: gives the net.
         method: "maml" (initial weights, LR fixed at 0.01 as in its paper) or "meta-sgd" (initial weights and one LR
             for each of them, from 0.01).
         seed: of the initial weights.
-        dtype: of all of them.
+        dtype: of all meta-parameters.
 
     Raises:
         ValueError: the method is unknown.

@@ -6,6 +6,7 @@ refused with an error; it never gives a wrong gradient in silence.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metalr.agents.meta_gradients import MetaGradient
-from metalr.agents.unrolls import check_meta_loss
+from metalr.agents.meta_gradients import MetaGradient, gradient_of
+from metalr.agents.meta_losses import MetaLoss
 from metalr.engine.layout import ParameterLayout
 from metalr.engine.runs import BatchedRuns
 from metalr.learned.module import Learned, OpenLoop
 from metalr.learned.schedules import ParameterLR
 from metalr.tasks.data import Batch
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+Clip = Callable[[list[Tensor]], list[Tensor]]
 SUPPORTED = (torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad, torch.optim.RMSprop)
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
@@ -58,14 +61,14 @@ def higher_meta_gradient(
     learned: Learned,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     batches: Sequence[Batch],
     *,
     base_lr: float,
-    meta_loss: str = "mean-train",
+    meta_loss: str | MetaLoss = MetaLoss.MEAN_TRAIN,
     final_batches: Iterable[Batch] = (),
     order: int = 2,
-    clip: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    clip: Clip | None = None,
 ) -> MetaGradient:
     """Meta-loss and meta-gradient of one run of the user's own net and optimizer.
 
@@ -90,28 +93,25 @@ def higher_meta_gradient(
         ValueError: the optimizer, the module or an argument is not supported.
         ImportError: `higher` is not installed.
     """
-    _check_arguments(learned, meta_loss, order, batches)
+    chosen = MetaLoss(meta_loss)
+    _check_arguments(learned, order, batches)
     assert isinstance(learned, OpenLoop)
     check_supported(module, optimizer)
     with warnings.catch_warnings(), sdpa_kernel([SDPBackend.MATH]), torch.backends.cudnn.flags(enabled=False):
         # Its RMSprop warns of zero second moments, where it masks a hook; elsewhere the derivative is exact,
         # and tests compare it with finite differences.
         warnings.filterwarnings("ignore", message="Differentiable RMSprop")
-        values, final = _unroll(learned, module, optimizer, loss, batches, base_lr, order, clip, final_batches)
-    value = torch.stack(values).mean() if meta_loss == "mean-train" else final
-    named = [(name, p) for name, p in learned.named_parameters() if p.requires_grad]
+        run = _Training(module, optimizer, loss, batches, final_batches, base_lr, clip)
+        values, final = _unroll(learned, run, order)
+    value = final if chosen.is_final else torch.stack(values).mean()
+    params = learned.meta_params()
     diverged = torch.tensor([not bool(value.detach().isfinite())])
-    if diverged:
-        gradient = [torch.zeros_like(p) for _, p in named]
-    else:
-        found = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
-        gradient = [torch.zeros_like(p) if g is None else g for g, (_, p) in zip(found, named, strict=True)]
+    gradient = gradient_of(value.detach() if diverged else value, list(params.values()))
     losses = torch.where(diverged, torch.nan, value.detach()[None])
-    return MetaGradient(losses.item(), losses, diverged, {n: g for (n, _), g in zip(named, gradient, strict=True)})
+    return MetaGradient(losses.item(), losses, diverged, dict(zip(params, gradient, strict=True)))
 
 
-def _check_arguments(learned: Learned, meta_loss: str, order: int, batches: Sequence[Batch]) -> None:
-    check_meta_loss(meta_loss)
+def _check_arguments(learned: Learned, order: int, batches: Sequence[Batch]) -> None:
     if order not in (1, 2):
         raise ValueError(f"got order {order}, expected 1 or 2: 1 leaves out the second derivatives")
     if not isinstance(learned, OpenLoop) or (isinstance(learned, ParameterLR) and len(learned.lr) > 1):
@@ -123,59 +123,75 @@ def _check_arguments(learned: Learned, meta_loss: str, order: int, batches: Sequ
         raise ValueError("got no batches, expected one for each inner step: their number is the horizon")
 
 
-def _unroll(
-    learned: OpenLoop,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    batches: Sequence[Batch],
-    base_lr: float,
-    order: int,
-    clip: Callable[[list[Tensor]], list[Tensor]] | None,
-    final_batches: Iterable[Batch],
-) -> tuple[list[Tensor], Tensor]:
-    higher = _import_higher()
-    progress = torch.arange(len(batches), dtype=torch.float64) / len(batches)
-    lrs = base_lr * learned(progress)  # (horizon, num_groups)
-    if lrs.shape[1] not in (1, len(optimizer.param_groups)):
-        raise ValueError(
-            f"got {lrs.shape[1]} learned LRs, expected 1 or one for each of {len(optimizer.param_groups)} groups"
-        )
+@dataclass(frozen=True)
+class _Training:
+    """A user's own run; the attributes are arguments of `higher_meta_gradient`."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    batches: Sequence[Batch]
+    final_batches: Iterable[Batch]
+    base_lr: float
+    clip: Clip | None
+
+
+def _unroll(learned: OpenLoop, run: _Training, order: int) -> tuple[list[Tensor], Tensor]:
+    """The minibatch losses and the mean loss over the final batches, with their graph."""
+    lrs = _lrs(learned, run)
+    names = [name for name, _ in run.module.named_parameters()]
+    buffers = {name: buffer.clone() for name, buffer in run.module.named_buffers()}
 
     def treat(gradients: list[Tensor]) -> list[Tensor]:
         # track_higher_grads=False would give first order too, but it cuts the path to the LR as well.
         gradients = [g.detach() if order == 1 and g is not None else g for g in gradients]
-        return clip(gradients) if clip is not None else gradients
+        return run.clip(gradients) if run.clip is not None else gradients
 
-    names = [name for name, _ in module.named_parameters()]
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-    def forward(inputs: Tensor) -> Tensor:
+    def loss_on(net: Any, batch: Batch) -> Tensor:
         # Not net(inputs): higher's patched classes break a forward pass that slices an nn.ModuleList.
-        return functional_call(module, {**dict(zip(names, net.fast_params, strict=True)), **buffers}, (inputs,))
+        weights = dict(zip(names, net.fast_params, strict=True))
+        return run.loss(functional_call(run.module, {**weights, **buffers}, (batch[0],)), batch[1])
 
     values = []
-    with higher.innerloop_ctx(module, optimizer) as (net, inner):
-        for group_state in inner.state:
-            for state in group_state.values():
-                if "step" in state:
-                    # torch keeps it as a float32 tensor, in which 1 - beta2^step loses half of its digits.
-                    state["step"] = float(state["step"])
+    with _import_higher().innerloop_ctx(run.module, run.optimizer) as (net, inner):
+        _keep_steps_exact(inner)
         row = learned.initial_params()
         if row is not None:
-            net.update_params(_pieces(row, module))
-        for step, ((inputs, targets), lr) in enumerate(zip(batches, lrs, strict=True)):
-            value = loss(forward(inputs), targets)
+            net.update_params(_split_like(row, run.module.parameters()))
+        for step, (batch, lr) in enumerate(zip(run.batches, lrs, strict=True)):
+            value = loss_on(net, batch)
             values.append(value)
             override: dict[str, list[Any]] = {"lr": [part.to(value.dtype) for part in lr]}
-            if isinstance(optimizer, torch.optim.Adam):
-                override["eps"] = _adam_eps(optimizer, step)
+            if isinstance(run.optimizer, torch.optim.Adam):
+                override["eps"] = _adam_eps(run.optimizer, step)
             inner.step(value, override=override, grad_callback=treat)
         final, seen = torch.zeros_like(values[0]), 0
-        for inputs, targets in final_batches:
-            final = final + loss(forward(inputs), targets) * len(inputs)
-            seen += len(inputs)
+        for batch in run.final_batches:
+            final = final + loss_on(net, batch) * len(batch[0])
+            seen += len(batch[0])
     return values, final / max(seen, 1)
+
+
+def _lrs(learned: OpenLoop, run: _Training) -> Tensor:
+    """`(horizon, num_groups)` absolute LRs; one group stands for all."""
+    progress = torch.arange(len(run.batches), dtype=torch.float64) / len(run.batches)
+    lrs = run.base_lr * learned(progress)
+    if lrs.shape[1] not in (1, len(run.optimizer.param_groups)):
+        raise ValueError(
+            f"got {lrs.shape[1]} learned LRs, expected 1 or one for each of {len(run.optimizer.param_groups)} groups"
+        )
+    return lrs
+
+
+def _keep_steps_exact(inner: Any) -> None:
+    """Make the step counts of higher's optimizer Python numbers.
+
+    torch keeps them as float32 tensors, in which 1 - beta2^step loses half of its digits.
+    """
+    for group_state in inner.state:
+        for state in group_state.values():
+            if "step" in state:
+                state["step"] = float(state["step"])
 
 
 def _adam_eps(optimizer: torch.optim.Adam, step: int) -> list[float]:
@@ -192,8 +208,9 @@ def _adam_eps(optimizer: torch.optim.Adam, step: int) -> list[float]:
     return corrected
 
 
-def _pieces(row: Tensor, module: nn.Module) -> list[Tensor]:
-    shapes = [p.shape for p in module.parameters()]
+def _split_like(row: Tensor, like: Iterable[Tensor]) -> list[Tensor]:
+    """A row cut into tensors of the shapes of others."""
+    shapes = [each.shape for each in like]
     parts = row.split([shape.numel() for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -212,7 +229,7 @@ def task_meta_gradient(
     seeds: Tensor,
     base_lr: Tensor | None,
     *,
-    meta_loss: str,
+    meta_loss: MetaLoss,
     order: int,
 ) -> MetaGradient:
     """`higher_meta_gradient` for each seed of a task, with the weights and minibatches that the engine would use."""
@@ -222,31 +239,35 @@ def task_meta_gradient(
     except NotImplementedError as error:
         raise ValueError(f"got a task that torch.optim cannot train ({error}), expected backend='batched'") from error
     runs.init(seeds)
-    results = []
-    for run in range(runs.num_runs):
-        one = slice(run, run + 1)
-        module = runs.module_of(run)
-        optimizer = task.optimizer.to_torch(_param_groups(module, runs.layout), 1.0)
-        batches = runs.data.batches(
-            runs.seeds[one], runs.variants[one], runs.state.step[one], task.horizon, task.batch_size
-        )
-        final: Iterable[Batch] = ()
-        if meta_loss != "mean-train":
-            final = runs.data.chunks(meta_loss[6:], runs.variants[one], 1 << 62, 4096)  # type: ignore[arg-type]
-        result = higher_meta_gradient(
-            learned,
-            module,
-            optimizer,
-            task.loss,
-            [(x[0], y[0]) for x, y in batches],
-            base_lr=float(task.base_lr if base_lr is None else base_lr[run]),
-            meta_loss=meta_loss,
-            final_batches=[(x[0], y[0]) for x, y in final],
-            order=order,
-            clip=_clip_by(task.optimizer.clip) if task.optimizer.clip_norm is not None else None,
-        )
-        results.append(result)
-    return _average(results)
+    base = torch.full((runs.num_runs,), task.base_lr, dtype=torch.float64) if base_lr is None else base_lr
+    return _average(
+        [_gradient_of_run(learned, runs, i, float(base[i]), meta_loss, order) for i in range(runs.num_runs)]
+    )
+
+
+def _gradient_of_run(
+    learned: Learned, runs: BatchedRuns, run: int, base_lr: float, meta_loss: MetaLoss, order: int
+) -> MetaGradient:
+    task, one = runs.task, slice(run, run + 1)
+    module = runs.module_of(run)
+    batches = runs.data.batches(
+        runs.seeds[one], runs.variants[one], runs.state.step[one], task.horizon, task.batch_size
+    )
+    final: Iterable[Batch] = ()
+    if meta_loss.is_final:
+        final = runs.data.chunks(meta_loss.split, runs.variants[one], 1 << 62, 4096)
+    return higher_meta_gradient(
+        learned,
+        module,
+        task.optimizer.to_torch(_param_groups(module, runs.layout), 1.0),
+        task.loss,
+        [(x[0], y[0]) for x, y in batches],
+        base_lr=base_lr,
+        meta_loss=meta_loss,
+        final_batches=[(x[0], y[0]) for x, y in final],
+        order=order,
+        clip=_clip_by(task.optimizer.clip) if task.optimizer.clip_norm is not None else None,
+    )
 
 
 def _param_groups(module: nn.Module, layout: ParameterLayout) -> Any:
@@ -254,11 +275,10 @@ def _param_groups(module: nn.Module, layout: ParameterLayout) -> Any:
     return [{"params": [named[name] for name in group]} for group in layout.groups]
 
 
-def _clip_by(clip_rows: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+def _clip_by(clip_rows: Callable[[Tensor], Tensor]) -> Clip:
     def clip(gradients: list[Tensor]) -> list[Tensor]:
-        row = clip_rows(torch.cat([g.flatten() for g in gradients])[None])[0]
-        parts = row.split([g.numel() for g in gradients])
-        return [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        row = torch.cat([g.flatten() for g in gradients])
+        return _split_like(clip_rows(row[None])[0], gradients)
 
     return clip
 

@@ -6,20 +6,20 @@ run continues bit for bit.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalr import seeding
+from metalr.agents.estimates import Estimate, Estimator
 from metalr.agents.meta_gradients import Route, meta_gradient
-from metalr.agents.pes import Estimate
-from metalr.agents.unrolls import check_meta_loss
+from metalr.agents.meta_losses import MetaLoss
 from metalr.engine.runs import BatchedRuns
+from metalr.files import whole_file
 from metalr.learned.module import Learned, MetaVector
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
@@ -29,19 +29,6 @@ OUTER_OPTIMIZERS = ("adam", "sgd")
 
 class MetaTrainingError(RuntimeError):
     """The meta-loss or its gradient stopped being finite; the message names outer step, task and checkpoint."""
-
-
-class Estimator(Protocol):
-    """Where a meta-gradient comes from."""
-
-    def estimate(self, outer_step: int, progress: float = 0.0) -> Estimate:
-        """One estimate at the present meta-parameters."""
-
-    def state(self) -> dict[str, Any]:
-        """What the next estimate depends on, beside the meta-parameters: tensors and numbers."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
 
 
 class MetaGradients:
@@ -69,7 +56,7 @@ class MetaGradients:
         seeds: Tensor | None = None,
         base_lr_range: tuple[float, float] = (1.0, 1.0),
         seed: int = 0,
-        meta_loss: str = "mean-train",
+        meta_loss: str | MetaLoss = MetaLoss.MEAN_TRAIN,
         backend: str = "batched",
         order: int = 2,
         route: Route = "full",
@@ -78,15 +65,14 @@ class MetaGradients:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_meta_loss(meta_loss)
-        self.log = log
         if not tasks:
             raise ValueError("got no tasks, expected at least one: pass a list of tasks")
         self.learned, self.seed, self.seeds, self.base_lr_range = learned, seed, seeds, base_lr_range
+        self.log = log
         count = num_seeds if seeds is None else len(seeds)
         self.runs = [BatchedRuns(task, count, dtype=dtype, device=device) for task in tasks]
         self.options: dict[str, Any] = {
-            "meta_loss": meta_loss,
+            "meta_loss": MetaLoss(meta_loss),
             "backend": backend,
             "order": order,
             "route": route,
@@ -94,7 +80,7 @@ class MetaGradients:
         }
 
     def estimate(self, outer_step: int, progress: float = 0.0) -> Estimate:
-        """The meta-gradient at the task whose turn it is."""
+        """The meta-gradient at the task whose turn it is; `progress` changes nothing."""
         runs = self.runs[outer_step % len(self.runs)]
         seeds = self.seeds
         if seeds is None:
@@ -106,10 +92,11 @@ class MetaGradients:
         return Estimate(result.loss, vector, runs.task.name, result.diverged.double().mean().item())
 
     def state(self) -> dict[str, Any]:
+        """Nothing: every draw is a function of the outer step."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        pass
+        """Nothing to restore."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +179,7 @@ class MetaTrainer:
     ) -> None:
         self.learned, self.estimator, self.config, self.progress = learned, estimator, config, progress
         self.meta = MetaVector(learned)
-        trained = [p for p in learned.parameters() if p.requires_grad]
+        trained = list(self.meta.params.values())
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "adam":
             self.optimizer = torch.optim.Adam(trained, lr=config.lr, betas=config.betas)
@@ -215,7 +202,7 @@ class MetaTrainer:
         return self.learned
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint: tensors, numbers and strings only, replaced in one move."""
+        """Write a checkpoint: tensors, numbers and strings only, whole or not at all."""
         state = {
             "outer_step": self.outer_step,
             "meta_params": self.meta.read(),
@@ -225,9 +212,8 @@ class MetaTrainer:
         }
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as partial:
+            torch.save(state, partial)
         self._saved_at = self.outer_step
 
     def load(self, path: str | Path) -> None:
@@ -255,15 +241,9 @@ class MetaTrainer:
         norm = estimate.vector.norm().item()
         if not math.isfinite(norm) or (estimate.completed and not math.isfinite(estimate.loss)):
             raise MetaTrainingError(self._explain(estimate, norm))
-        scale = min(1.0, config.clip_norm / (norm + 1e-12)) if config.clip_norm is not None else 1.0
-        gradient = self.meta.split(estimate.vector * scale)
-        for name, p in self.learned.named_parameters():
-            p.grad = gradient[name].to(p) if name in gradient else None
         lr = config.lr_at(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.learned.project()
+        scale = min(1.0, config.clip_norm / (norm + 1e-12)) if config.clip_norm is not None else 1.0
+        self._update(estimate.vector * scale, lr)
         self.outer_step = step + 1
         record = {
             "outer_step": step,
@@ -276,6 +256,15 @@ class MetaTrainer:
         self.history.append(record)
         if self.progress is not None:
             self.progress(record)
+
+    def _update(self, gradient: Tensor, lr: float) -> None:
+        for name, piece in self.meta.split(gradient).items():
+            p = self.meta.params[name]
+            p.grad = piece.to(p)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.learned.project()
 
     def _explain(self, estimate: Estimate, norm: float) -> str:
         path = self.config.checkpoint

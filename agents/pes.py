@@ -5,39 +5,21 @@ horizon. The perturbations lie along `num_runs`: one device pass serves all of t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalr import seeding
-from metalr.agents.unrolls import Carry, Unroll, check_meta_loss
+from metalr.agents.estimates import Estimate
+from metalr.agents.meta_losses import MetaLoss
+from metalr.agents.unrolls import Carry, Unroll
 from metalr.engine.runs import BatchedRuns
 from metalr.learned.module import Learned, MetaVector, OpenLoop
 from metalr.schedules import Schedule
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
 from metalr.trees import leaves, replace_leaves
-
-
-@dataclass
-class Estimate:
-    """A gradient estimate for one outer step.
-
-    Attributes:
-        loss: the meta-loss that goes into the record of progress; NaN where this step completes none.
-        vector: `(num_meta,)` float64, estimated derivative of the meta-loss.
-        task: name of the task, for messages.
-        diverged: share of the runs that diverged.
-        completed: True where `loss` is that of whole runs.
-    """
-
-    loss: float
-    vector: Tensor
-    task: str
-    diverged: float
-    completed: bool = True
 
 
 class PES:
@@ -74,10 +56,10 @@ class PES:
         seed: of everything.
         dtype, device: of the engine.
 
+    A diverged run counts with `PENALTY` times its first loss from there on: finite, and worse than no training.
+
     Raises:
         ValueError: a number is out of range, or `log` is asked for with a mean meta-loss.
-
-    A diverged run counts with `PENALTY` times its first loss from there on: finite, and worse than no training.
     """
 
     PENALTY = 2.0
@@ -93,7 +75,7 @@ class PES:
         perturb: str = "window",
         unroll_length: int | None = None,
         windows_per_estimate: int | None = None,
-        meta_loss: str = "mean-train",
+        meta_loss: str | MetaLoss = MetaLoss.MEAN_TRAIN,
         log: bool = False,
         base_lr_range: tuple[float, float] = (1.0, 1.0),
         schedule: Schedule | None = None,
@@ -101,19 +83,11 @@ class PES:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_meta_loss(meta_loss)
-        if (
-            num_pairs < 1
-            or not sigma > 0.0
-            or min(n for n in (1, unroll_length, windows_per_estimate) if n is not None) < 1
-        ):
-            raise ValueError(
-                f"got num_pairs {num_pairs}, sigma {sigma}, unroll_length {unroll_length}, expected at least 1 pair, "
-                "sigma > 0 and windows of at least 1 inner step"
-            )
+        self.meta_loss = MetaLoss(meta_loss)
+        _check_numbers(num_pairs, sigma, unroll_length, windows_per_estimate)
         if perturb not in ("window", "run"):
             raise ValueError(f"got perturb {perturb!r}, expected 'window' (PES) or 'run' (ES-Single)")
-        if log and meta_loss == "mean-train":
+        if log and not self.meta_loss.is_final:
             raise ValueError("got log=True with 'mean-train', expected a final meta-loss: logs of means do not add up")
         if learned.initial_params() is not None:
             raise ValueError("got learned initial weights, expected LRs or a policy: use meta-gradients for weights")
@@ -121,8 +95,8 @@ class PES:
         self.runs = BatchedRuns(task, 2 * num_pairs, dtype=dtype, device=device)
         self.num_pairs, self.sigma, self.log, self.perturb = num_pairs, sigma, log, perturb
         self.final_sigma = sigma if final_sigma is None else final_sigma
-        self.unroll_length, self.meta_loss = unroll_length or task.horizon, meta_loss
-        whole_run = -(-task.horizon // self.unroll_length) if meta_loss != "mean-train" else 1
+        self.unroll_length = unroll_length or task.horizon
+        whole_run = -(-task.horizon // self.unroll_length) if self.meta_loss.is_final else 1
         self.windows_per_estimate = windows_per_estimate or whole_run
         self.base_lr_range, self.schedule, self.seed = base_lr_range, schedule, seed
         self.windows = 0  # made so far, over all runs
@@ -135,7 +109,7 @@ class PES:
         """A window of every run (or several, see `windows_per_estimate`), and the gradient estimate from it.
 
         Args:
-            outer_step: not used: windows are counted here.
+            outer_step: ignored; the windows are counted here, since in `Turns` not every outer step makes some.
             progress: outer steps done over all, in [0, 1]; it sets sigma.
         """
         estimates = [self._window(progress) for _ in range(self.windows_per_estimate)]
@@ -226,8 +200,7 @@ class PES:
         horizon = self.runs.task.horizon
         stop = min(start + self.unroll_length, horizon)
         lrs = self.learned(torch.arange(start, stop, dtype=torch.float64) / horizon)
-        trained = [p for p in self.learned.parameters() if p.requires_grad]
-        found = torch.autograd.grad(lrs.sum(), trained)
+        found = torch.autograd.grad(lrs.sum(), list(self.meta.params.values()), materialize_grads=True)
         return torch.cat([g.flatten() for g in found]) != 0.0
 
     def _unroll(self, thetas: Tensor) -> Unroll:
@@ -249,12 +222,12 @@ class PES:
         state = self.carry.runs
         penalty = self.PENALTY * state.initial_loss
         share = (self.carry.loss_sum - loss_sum_before) / unroll.horizon
-        if self.meta_loss == "mean-train":
+        if not self.meta_loss.is_final:
             lost = penalty * ((stop - self.position) / unroll.horizon)
             return torch.where(state.diverged, lost, share).double()
         if stop < unroll.horizon:
             return torch.zeros_like(share, dtype=torch.float64)
-        value = unroll.split_loss(self.carry, self.meta_loss[6:])
+        value = unroll.split_loss(self.carry, self.meta_loss.split)
         value = torch.where(state.diverged | ~value.isfinite(), penalty, value).double()
         return value.log() if self.log else value
 
@@ -264,6 +237,15 @@ class PES:
         live = ~self.carry.runs.diverged
         values = unroll.meta_loss(self.carry, self.meta_loss)[live]
         return values.mean().item() if len(values) else float("nan")
+
+
+def _check_numbers(num_pairs: int, sigma: float, unroll_length: int | None, windows_per_estimate: int | None) -> None:
+    windows = [number for number in (unroll_length, windows_per_estimate) if number is not None]
+    if num_pairs < 1 or not sigma > 0.0 or min(windows, default=1) < 1:
+        raise ValueError(
+            f"got num_pairs {num_pairs}, sigma {sigma}, unroll_length {unroll_length}, windows_per_estimate "
+            f"{windows_per_estimate}, expected at least 1 pair, sigma > 0 and 1 window of at least 1 inner step or more"
+        )
 
 
 class Turns:
@@ -279,8 +261,10 @@ class Turns:
         return self.estimators[outer_step % len(self.estimators)].estimate(outer_step, progress)
 
     def state(self) -> dict[str, Any]:
+        """The state of every estimator."""
         return {"turns": [estimator.state() for estimator in self.estimators]}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
         for estimator, saved in zip(self.estimators, state["turns"], strict=True):
             estimator.load_state(saved)

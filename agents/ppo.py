@@ -1,7 +1,7 @@
 """PPO (Schulman et al. 2017) from Stable-Baselines3 as the learner of a continuous controller."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
-from metalr.agents.sb3_training import (
-    CHECKPOINT,
-    OPTIONS,
-    Budget,
-    describe,
-    falling,
-    learn,
-    open_folder,
-    training_versions,
-)
+from metalr.agents.sb3_training import Budget, Learner, falling, train_agent
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
@@ -70,7 +61,6 @@ def build_ppo(transition: Transition, settings: PPOSettings, seed: int, tensorbo
     """An untrained model whose mean action is exactly 0: it starts as the base schedule."""
     env = LRControlVecEnv(transition)
     rollout = transition.config.decisions * env.num_envs
-
     model = PPO(
         "MlpPolicy",
         env,
@@ -119,26 +109,26 @@ def train_ppo(
         settings: PPO's own.
         budget: episodes and wall time.
         seed: of the policy and the episodes; the same seed on the same machine gives the same controller.
-        progress: show a progress bar.
+        progress: show a progress bar (needs tqdm and rich).
         tensorboard: write `folder/tensorboard`.
-        resume: go on from the last checkpoint.
+        resume: continue from the last checkpoint.
         options: kept in `config.json` for whoever resumes the folder without this call at hand.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: see `open_folder`.
+        FileExistsError, FileNotFoundError, ValueError: see `metalr.agents.sb3_training.train_agent`.
     """
-    settings, budget, folder = settings or PPOSettings(), budget or Budget(), Path(folder)
-    card: dict[str, Any] = {"agent": "ppo", "seed": seed, "settings": asdict(settings), **describe(transition)}
-    config = {**card, "budget": asdict(budget), OPTIONS: options, "versions": training_versions()}
-    open_folder(folder, config, resume)
-    transition.seed(seed)
-    model = build_ppo(transition, settings, seed, folder / "tensorboard" if tensorboard else None)
-    if resume and (folder / CHECKPOINT).is_file():
-        model = PPO.load(folder / CHECKPOINT, env=model.get_env(), device="cpu")
-        # Episodes that were seen before the interruption are not seen again.
-        transition.seed(seed + 1_000_003 * model.num_timesteps)
-    timesteps = budget.episodes * transition.num_groups * transition.config.decisions
-    callbacks = []
+    settings = settings or PPOSettings()
+    exploration: tuple[BaseCallback, ...] = ()
     if settings.final_log_std is not None:
-        callbacks.append(ExplorationCallback(settings.log_std_init, settings.final_log_std))
-    return learn(model, folder, budget, timesteps=timesteps, progress=progress, card=card, callbacks=callbacks)
+        exploration = (ExplorationCallback(settings.log_std_init, settings.final_log_std),)
+    return train_agent(
+        Learner("ppo", settings, build_ppo, exploration),
+        transition,
+        folder,
+        budget=budget,
+        seed=seed,
+        progress=progress,
+        tensorboard=tensorboard,
+        resume=resume,
+        options=options,
+    )

@@ -1,28 +1,36 @@
-"""From options that a command line or a file can hold to a trained controller in a run folder, and back.
+"""Options that a command line or a file can hold, and the run folders in which they become controllers.
 
 `train` starts or resumes a run; `export_folder` turns the last checkpoint of a run, finished or not, into a
-controller. The options are kept in the folder's `config.json`, so that a folder alone is enough to go on.
+controller. The options are kept in the folder's `config.json`, so that a folder alone is enough to continue.
 """
 
 import dataclasses
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from metalr import schedules
-from metalr.agents.dqn import DQNSettings, train_dqn
-from metalr.agents.ppo import PPOSettings, train_ppo
+from metalr.agents.dqn import train_dqn
+from metalr.agents.ppo import train_ppo
+from metalr.agents.sb3_callbacks import CHECKPOINT
 from metalr.agents.sb3_export import export_policy
-from metalr.agents.sb3_training import CHECKPOINT, CONFIG, OPTIONS, Budget
+from metalr.agents.sb3_training import OPTIONS, Budget
 from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.records import CONFIG, difference, read_config
 from metalr.registry import look_up
 from metalr.tasks.catalog import make_task
 from metalr.tasks.families import FAMILIES
+
+_AGENTS: dict[str, tuple[type[BaseAlgorithm], Callable[..., PolicyController]]] = {
+    "ppo": (PPO, train_ppo),
+    "dqn": (DQN, train_dqn),
+}
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,11 @@ class TrainOptions:
     schedule: str = "linear"
     """Base schedule that the controller corrects; see `metalr list`."""
     reward: str = "train"
-    """What is paid for; see `metalr list`."""
+    """Reward of a decision; see `metalr list`."""
     mode: Literal["anchored", "recursive"] | None = None
-    """How an action moves the LR: from the base anew, or from where it is. PPO: anchored; DQN: recursive."""
+    """Whether an action moves the LR from the base (anchored, PPO's default) or from where it is (recursive, DQN's)."""
     alpha: float | None = None
-    """Log-range of an action. PPO: 3, a factor of 20 each way; DQN: 2.3, a factor of 10."""
+    """Log-range of an action; by default 3 for PPO, a factor of 20 each way, and 2.3 for DQN, a factor of 10."""
     levels: int = 7
     """Actions that DQN chooses among."""
     hide_loss: float = 0.0
@@ -60,7 +68,7 @@ class TrainOptions:
     hide_horizon: float = 0.0
     """Share of training runs in which the controller does not know the horizon."""
     visible: tuple[str, ...] | None = None
-    """Features that the controller may see; all by default. `progress` alone makes a state-blind control."""
+    """Features that the controller may see; all by default. `progress` alone makes a state-blind ablation."""
     num_envs: int = 64
     """Training runs that advance together."""
     episodes: int = 5120
@@ -108,31 +116,30 @@ def build_transition(options: TrainOptions) -> Transition:
 
 
 def train(options: TrainOptions, folder: Path, *, progress: bool = False, tensorboard: bool = True) -> PolicyController:
-    """Train in a new folder, or go on in one that holds the same run.
+    """Train in a new folder, or continue in one that holds the same run.
 
     Raises:
         ValueError: the folder holds a run with other options, or an option is wrong.
         FileExistsError: the folder holds something else.
     """
     resume = (folder / CONFIG).is_file()
-    if resume and read_options(folder) != options:
+    changed = difference(asdict(read_options(folder)), asdict(options)) if resume else []
+    if changed:
         raise ValueError(
-            f"got {folder}, which holds a run with other options, expected the same or a new folder: "
-            f"choose another, or resume it as it is with `metalr train --resume {folder}`"
+            f"got {folder}, which holds a run with other options, expected the same (changed: {'; '.join(changed)}) "
+            f"or a new folder: choose another, or resume it as it is with `metalr train --resume {folder}`"
         )
-    budget = Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes)
-    common: dict[str, Any] = {
-        "budget": budget,
-        "seed": options.seed,
-        "progress": progress,
-        "tensorboard": tensorboard,
-        "resume": resume,
-        "options": asdict(options),
-    }
-    transition = build_transition(options)
-    if options.agent == "ppo":
-        return train_ppo(transition, folder, settings=PPOSettings(), **common)
-    return train_dqn(transition, folder, settings=DQNSettings(), **common)
+    _, train_one = look_up(_AGENTS, options.agent, "agent")
+    return train_one(
+        build_transition(options),
+        folder,
+        budget=Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes),
+        seed=options.seed,
+        progress=progress,
+        tensorboard=tensorboard,
+        resume=resume,
+        options=asdict(options),
+    )
 
 
 def read_options(folder: Path) -> TrainOptions:
@@ -144,14 +151,14 @@ def read_options(folder: Path) -> TrainOptions:
     """
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"got {folder}, expected a run folder with {CONFIG}: start it with `metalr train`")
-    stored = json.loads((folder / CONFIG).read_text()).get(OPTIONS)
+    stored = read_config(folder, "training").get(OPTIONS)
     if stored is None:
         raise ValueError(f"got {folder}, which was not started by `metalr train`, expected a folder that was")
-    names = {field.name for field in dataclasses.fields(TrainOptions)}
-    known: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name in names
-    }
-    return TrainOptions(**known)
+    known = {field.name for field in dataclasses.fields(TrainOptions)} & stored.keys()
+    chosen: dict[str, Any] = {name: stored[name] for name in known}
+    if chosen.get("visible") is not None:
+        chosen["visible"] = tuple(chosen["visible"])  # JSON has no tuples
+    return TrainOptions(**chosen)
 
 
 def export_folder(folder: Path) -> PolicyController:
@@ -163,6 +170,7 @@ def export_folder(folder: Path) -> PolicyController:
     options = read_options(folder)
     if not (folder / CHECKPOINT).is_file():
         raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
-    model = (PPO if options.agent == "ppo" else DQN).load(folder / CHECKPOINT, device="cpu")
+    algorithm, _ = look_up(_AGENTS, options.agent, "agent")
+    model = algorithm.load(folder / CHECKPOINT, device="cpu")
     transition = build_transition(options)
     return export_policy(model, transition.config, transition.groups[0].schedule)

@@ -27,7 +27,7 @@ def num_updates(model: Any, total_timesteps: int, done: int = 0) -> int:
     Args:
         model: the agent.
         total_timesteps: time steps to come.
-        done: time steps made before, if `reset_num_timesteps=False` goes on counting them.
+        done: time steps made before, if `reset_num_timesteps=False` keeps counting them.
 
     Raises:
         ValueError: it cannot be foreseen, as with a training frequency in episodes or an early stop by `target_kl`.
@@ -56,7 +56,7 @@ class ControlledLR(BaseCallback):
     The agent logs the LR of its latest update as `train/learning_rate`; the multiplier is in `train/lr_multiplier`.
     After `learn` the agent has its own LR again.
 
-    `learn` with `reset_num_timesteps=False` goes on where the controller stood, also after the agent was saved and
+    `learn` with `reset_num_timesteps=False` continues where the controller stood, also after the agent was saved and
     loaded, and also in another callback. As with SB3's own schedules progress then falls back, since the run has
     become longer: pass the whole `horizon` from the start to avoid it. Any other `learn` starts anew from the base.
 
@@ -124,7 +124,7 @@ def _only_optimizer(model: Any) -> Optimizer:
 
 
 class _LRInForce:
-    """What an agent has for an LR schedule while a controller drives it: the LR that is in force anyway.
+    """An agent's LR schedule while a controller drives it: the LR that is in force anyway.
 
     SB3 asks for it and writes it into the optimizer before every round of updates. Pickled with the agent it is the
     state of the controller, for SB3 saves attributes of an agent but no schedulers.

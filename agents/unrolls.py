@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metalr import schedules
+from metalr.agents.meta_losses import MetaLoss
 from metalr.control import actions, loop
 from metalr.control.controller import decision_steps
 from metalr.control.loop import LoopState
@@ -22,9 +23,8 @@ from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import RunState, TrainingStep
 from metalr.learned.module import Learned, OpenLoop
 from metalr.learned.policies import ClosedLoop
-from metalr.tasks.data import Batch
+from metalr.tasks.data import Batch, Split
 
-META_LOSSES = ("mean-train", "final-train", "final-valid")
 # Elements that pass through the network at once when a final loss is evaluated.
 _CHUNK = 4096
 
@@ -160,26 +160,16 @@ class Unroll:
             start = end
         return carry
 
-    def meta_loss(self, carry: Carry, name: str) -> Tensor:
-        """The meta-loss of each run at the horizon, `(num_runs,)`; 0 for a diverged run.
-
-        Args:
-            carry: the state at the horizon.
-            name: "mean-train" (minibatch loss, mean over all inner steps), "final-train" or "final-valid" (mean
-                over the whole split after the last inner step).
-
-        Raises:
-            ValueError: an unknown name.
-        """
-        check_meta_loss(name)
-        value = carry.loss_sum / self.horizon if name == "mean-train" else self.split_loss(carry, name[6:])
+    def meta_loss(self, carry: Carry, kind: MetaLoss) -> Tensor:
+        """The meta-loss of each run at the horizon, `(num_runs,)`; 0 for a diverged run."""
+        value = self.split_loss(carry, kind.split) if kind.is_final else carry.loss_sum / self.horizon
         return torch.where(carry.runs.diverged, 0.0, value)
 
-    def split_loss(self, carry: Carry, split: str) -> Tensor:
+    def split_loss(self, carry: Carry, split: Split) -> Tensor:
         """The mean loss over a split, `(num_runs,)`."""
         params = torch.where(carry.runs.diverged[:, None], 0.0, carry.runs.params)
         total, seen = torch.zeros_like(carry.loss_sum), 0
-        chunks = self.runs.data.chunks(split, self.runs.variants, 1 << 62, _CHUNK)  # type: ignore[arg-type]
+        chunks = self.runs.data.chunks(split, self.runs.variants, 1 << 62, _CHUNK)
         for inputs, targets in chunks:
             total = total + vmap(self.step.run_loss)(params, inputs, targets) * inputs.shape[1]
             seen += inputs.shape[1]
@@ -220,13 +210,3 @@ class Unroll:
         new, _, _ = self.step.update(state, next(iter(batches)), lr)
         blank = loop.init(controller.init(self.like), self.like)
         return loop.start(controller, blank, update_ratio(runs.layout, new.params, state.params))
-
-
-def check_meta_loss(name: str) -> None:
-    """Check the name of a meta-loss.
-
-    Raises:
-        ValueError: it is not one of `META_LOSSES`.
-    """
-    if name not in META_LOSSES:
-        raise ValueError(f"got meta-loss {name!r}, expected one of {', '.join(META_LOSSES)}: use one of these")

@@ -29,6 +29,7 @@ except ImportError as error:  # the agents need more than the core; the other co
         """Train a controller (needs pip install 'metalr[rl,data]')."""
 
         def run(self) -> None:
+            """Say which packages are missing."""
             raise SystemExit(f"training needs more packages ({_missing}): pip install 'metalr[rl,data]'")
 
 else:
@@ -37,18 +38,18 @@ else:
     class Train:  # type: ignore[no-redef]
         """Train a controller with PPO or DQN on batched training runs.
 
-        Ctrl-C leaves a folder that `metalr train --resume FOLDER` goes on with. When training is done the folder
-        holds controller.safetensors.
+        After Ctrl-C `metalr train --resume FOLDER` continues. When training is done the folder holds
+        controller.safetensors.
         """
 
         options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
         folder: Path = Path("runs/train")
         """A new folder for the run."""
         resume: Path | None = None
-        """Go on with this folder; every other option is read from it."""
+        """Continue in this folder; every other option is read from it."""
 
         def run(self) -> None:
-            """Train, or go on training."""
+            """Train, or continue a training."""
             from metalr.agents.run_folder import read_options, train
 
             folder, options = self.folder, self.options

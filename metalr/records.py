@@ -1,7 +1,7 @@
-"""A folder of tidy records: one JSON line per finished run, and a config that says what the folder is.
+"""The folder of a run: a config that says which run it is, and a JSON line for each record.
 
-Append-only and written as runs finish, so that a run that was stopped goes on where it stood. Knows nothing of
-what the records mean.
+A folder belongs to one run. The same run continues in it, where it was stopped; any other is refused. Records are
+appended as they are made.
 """
 
 import json
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from metalr.files import write_whole
+
 Record = dict[str, Any]
 
 CONFIG = "config.json"
@@ -24,7 +26,7 @@ CURVES = "curves.jsonl"
 
 
 def versions(*more: str) -> dict[str, str]:
-    """What a number may depend on beside the config: Python, the libraries, and the commit where there is one.
+    """Versions that a number may depend on: Python, the libraries, and the commit where there is one.
 
     Args:
         more: packages whose versions are wanted too; one that is not installed is left out.
@@ -88,29 +90,85 @@ def read_curves(path: Path) -> dict[str, Record]:
     return {curve["cell"]: curve for curve in read_lines(path / CURVES)}
 
 
-def read_config(path: Path, kind: str) -> dict[str, Any]:
-    """What config.json says.
+def read_config(folder: Path, kind: str) -> dict[str, Any]:
+    """The config of a run's folder.
 
     Raises:
         ValueError: the folder holds no run of this kind.
     """
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        found = config["kind"], config["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = ("nothing readable", None)
-    if found[0] != kind:
-        raise ValueError(f"got folder {path} with {found[0]}, expected a {kind}: name a folder that one was written to")
+    config = _stored_config(folder)
+    found = "nothing readable" if config is None else _kind(config)
+    if config is None or found != kind:
+        raise ValueError(f"got folder {folder} with {found}, expected a {kind}: name a folder that one was written to")
     return config
+
+
+def open_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Begin a run in a new folder, or continue it in its own. Whatever else is in a folder stays as it is.
+
+    Args:
+        folder: made if it does not exist.
+        config: JSON-able, with everything that the run depends on under "settings" or beside it. "kind" says what
+            sort of run it is, training if left out. "versions" are kept but may change: a bug may have been fixed.
+
+    Returns:
+        The config in the folder, with the versions that the run was begun with.
+
+    Raises:
+        ValueError: the folder holds another run, or files that belong to none.
+    """
+    new = json.loads(to_line(config))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"got {folder}, which is a file, expected a folder for the run: name another path")
+    if not folder.exists() or not any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / CONFIG, json.dumps(new, indent=2) + "\n")
+        return new
+    return _same_run(folder, new)
+
+
+def _same_run(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """The config in a folder that is not empty; raises ValueError if it is not of the run `new`."""
+    old = _stored_config(folder)
+    if old is None:
+        raise ValueError(
+            f"got folder {folder}, which already holds files but no run, expected an empty or new folder: "
+            "name another one"
+        )
+    if _kind(old) != _kind(new):
+        raise ValueError(f"got folder {folder} of a {_kind(old)}, expected one of a {_kind(new)}: name another")
+    changed = difference(_identity(old), _identity(new))
+    if changed:
+        shown = "; ".join(sentence.removeprefix("settings.") for sentence in changed[:4])
+        raise ValueError(
+            f"got folder {folder} of a different run (changed: {shown}), expected the same settings to continue it: "
+            f"name another folder, or repeat the settings in its {CONFIG}"
+        )
+    return old
+
+
+def _stored_config(folder: Path) -> dict[str, Any] | None:
+    """The config in a folder; None if there is none that can be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and "settings" in config else None
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return config.get("kind", "training")
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "versions"}
 
 
 class RunFolder:
     """The records of one run of something, on disk.
 
-    A folder that already holds the same run is gone on with; one that holds anything else is refused.
-
     Args:
-        path: made if it does not exist.
+        path: made if it does not exist; see `open_folder`.
         kind: what the run is, for example "comparison".
         settings: everything that the records depend on, JSON-able.
 
@@ -125,17 +183,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        config: dict[str, Any] = {
-            "kind": kind,
-            "settings": json.loads(to_line(settings)),
-            "versions": versions(),
-        }
-        if self.path.exists():
-            self._check(config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / CONFIG).exists():
-            _replace(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
-        self.config = read_config(self.path, kind)
+        self.config = open_folder(self.path, {"kind": kind, "settings": settings, "versions": versions()})
         for name in (RECORDS, CURVES):
             _drop_torn_line(self.path / name)
         self.records = read_lines(self.path / RECORDS)
@@ -153,43 +201,29 @@ class RunFolder:
         self.records += [from_line(to_line(record)) for record in fresh]
         self.done |= {record["cell"] for record in fresh}
 
-    def _check(self, config: Mapping[str, Any]) -> None:
-        if not self.path.is_dir():
-            raise ValueError(f"got {self.path}, which is a file, expected a folder for the run: name another path")
-        if not any(self.path.iterdir()):
-            return
-        try:
-            old = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-            kind, settings = old["kind"], old["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"got folder {self.path}, which holds files but no run, expected an empty or new folder: "
-                "name another one"
-            ) from None
-        if kind != config["kind"]:
-            raise ValueError(f"got folder {self.path} of a {kind}, expected one of a {config['kind']}: name another")
-        changed = difference(settings, config["settings"])
-        if changed:
-            raise ValueError(
-                f"got folder {self.path} of a different run (changed: {'; '.join(changed[:4])}), expected the same "
-                "settings to go on with it: name another folder, or repeat the settings in its config.json"
-            )
-
 
 def difference(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, one short sentence for each leaf.
+    """One short sentence for each leaf in which two JSON values differ.
 
     Example:
-        >>> difference({"seed": 0}, {"seed": 1})
-        ['seed was 0, is 1']
+        >>> difference({"seed": 0, "tasks": [{"horizon": 20}]}, {"seed": 1, "tasks": [{"horizon": 40}]})
+        ['seed was 0, is 1', 'tasks.0.horizon was 20, is 40']
     """
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            sentence
-            for key in sorted({*old, *new})
-            for sentence in difference(old.get(key), new.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if old == new else [f"{name} was {_short(old)}, is {_short(new)}"]
+    before, after = _parts(old), _parts(new)
+    if before is None or after is None:
+        return [] if old == new else [f"{name} was {_short(old)}, is {_short(new)}"]
+    return [
+        sentence
+        for key in sorted({*before, *after})
+        for sentence in difference(before.get(key), after.get(key), f"{name}.{key}".strip("."))
+    ]
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """The named parts of an object or of a list of objects; None for anything else, which is a leaf."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, dict) else None
 
 
 def _short(value: Any) -> str:
@@ -214,10 +248,3 @@ def _drop_torn_line(path: Path) -> None:
         if whole != len(content):
             with path.open("r+b") as file:
                 file.truncate(whole)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from metalr.control import loop
 from metalr.control.catalog import build_controller
 from metalr.control.controller import Controller
+from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule
 from metalr.signals.observations import OBSERVATION_VERSION
@@ -57,7 +58,7 @@ def save_controller(path: str | Path, controller: Controller, card: Mapping[str,
         raise ValueError(f"got file name {path.name!r}, expected one that ends in .safetensors")
     if path.exists():
         raise FileExistsError(f"got {path}, which exists, expected a new file: choose another name or remove it first")
-    path.write_bytes(to_bytes(controller, card))
+    write_whole(path, to_bytes(controller, card))
     return path
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from metalr.artefacts.standalone import _new_file
 from metalr.control.controller import Controller
 from metalr.control.reference import ReplayController, ScheduleController
+from metalr.files import whole_file
 
 
 def write_replay_csv(
@@ -39,7 +40,7 @@ def write_replay_csv(
         "use: lr = base_lr * lr_factor from update round(progress * horizon) until the next row",
         *(f"{key}: {value}" for key, value in dict((card or {}).get("about", {})).items()),
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {' '.join(str(line).split())}\n" for line in lines)
         table = csv.writer(file)
         table.writerow(["decision", "progress", "base_schedule", "lr_multiplier", "lr_factor"])

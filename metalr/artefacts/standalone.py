@@ -21,6 +21,7 @@ from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
 from metalr.control.rules import RULES
+from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule, to_config
 
@@ -115,7 +116,7 @@ def write_standalone(controller: Controller, card: Mapping[str, Any], path: str 
     path = _new_file(path, ".py")
     if not path.stem.isidentifier():
         raise ValueError(f"got file name {path.name!r}, expected one that can be imported: use letters, digits and _")
-    path.write_text(standalone_source(controller, card, path.stem), encoding="utf-8")
+    write_whole(path, standalone_source(controller, card, path.stem))
     return path
 
 

@@ -104,7 +104,8 @@ def train_batch(
         batch: one of `batches_of`.
         curves: "train" also returns LR and train loss over the run, "full" the valid loss too, which costs an
             evaluation at every decision.
-        dtype, device: of the engine.
+        dtype: of weights, data and losses.
+        device: where to train.
 
     Returns:
         A record for each run, and a curve for each run (or none).

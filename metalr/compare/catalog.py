@@ -279,8 +279,11 @@ def get_contender(name: str) -> Contender:
 
 
 def target_contenders() -> list[TargetContender]:
-    """Four optimizers with cosine decay, whose best sets the target of a task, as the AlgoPerf benchmark does at scale
-    (Dahl et al. 2023, arXiv 2306.07179). Each searches around its own usual LR."""
+    """Four optimizers with cosine decay, the best of which sets the target of a task.
+
+    The AlgoPerf benchmark sets its targets so, at scale (Dahl et al. 2023, arXiv 2306.07179). Each optimizer searches
+    around its own usual LR.
+    """
     usual_lrs = {"nesterov": 0.1, "rmsprop": 3e-3, "adam": 3e-3, "adamw": 3e-3}
     return [
         TargetContender(

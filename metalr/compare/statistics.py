@@ -141,7 +141,7 @@ def paired_difference(
 
 
 def paired_ratio(first: ArrayLike, second: ArrayLike, statistic: Statistic = median, **settings: float) -> Interval:
-    """exp of the statistic of log(first / second) over runs that share seeds: 1.05 is 5 % more than second.
+    """Exponential of the statistic of log(first / second) over runs that share seeds: 1.05 is 5 % above second.
 
     Example:
         >>> paired_ratio([2.0, 4.0], [1.0, 2.0]).value
@@ -173,8 +173,12 @@ def probability_of_improvement(
     Mann-Whitney's U over the number of pairs, averaged over tasks (Agarwal et al. 2021, section 4.3).
 
     Args:
-        first, second: `(num_runs,)` or `(num_runs, num_tasks)`; the numbers of runs may differ.
+        first: `(num_runs,)` or `(num_runs, num_tasks)`.
+        second: the same for the other; the number of runs may differ.
         lower_is_better: True for losses.
+        repetitions: bootstrap samples.
+        confidence: share of them between low and high.
+        seed: of the bootstrap.
 
     Example:
         >>> probability_of_improvement([1.0, 2.0], [3.0, 4.0]).value

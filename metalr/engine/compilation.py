@@ -29,7 +29,9 @@ def compiling_pays(planned_steps: int | None, num_runs: int, num_params: int, ba
 
     Args:
         planned_steps: inner steps that the batch of runs is going to make; None if nobody knows, which is a no.
-        num_runs, num_params, batch_size: of the engine.
+        num_runs: of the engine.
+        num_params: of a run.
+        batch_size: examples in a minibatch.
 
     Example:
         >>> compiling_pays(400, 32, 2700, 64), compiling_pays(400_000, 32, 2700, 64), compiling_pays(None, 1, 1, 1)

@@ -52,7 +52,8 @@ def capture(work: Unroll, state: RunState, interval: Interval, pool: Any = None)
 
     Args:
         work: carries the interval out; it must not wait for the host.
-        state, interval: of the shapes that the graph is for.
+        state: of the shapes that the graph is for.
+        interval: likewise.
         pool: memory shared by graphs that are never replayed at the same time.
 
     Raises:

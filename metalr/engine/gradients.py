@@ -90,7 +90,8 @@ class RunLosses:
 
         Args:
             params: `(num_runs, num_params)`.
-            inputs, targets: a minibatch of each run, `(num_runs, batch, …)`.
+            inputs: a minibatch of each run, `(num_runs, batch, …)`.
+            targets: theirs, `(num_runs, batch, …)`.
         """
         network = choose_route(len(params), self.takes_runs, differentiable=True).network
         return self._by_network(network, params, inputs, targets)

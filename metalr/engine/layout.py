@@ -65,7 +65,7 @@ class ParameterLayout:
         return dict(zip(self.names, self.pieces(params), strict=True))
 
     def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
-        """name -> `(…, *shape)` to one row `(…, num_params)`."""
+        """One row `(…, num_params)` from name -> `(…, *shape)`."""
         parts = [
             tensors[name].flatten(tensors[name].dim() - len(shape)) if len(shape) else tensors[name][..., None]
             for name, shape in zip(self.names, self.shapes, strict=True)

@@ -1,18 +1,23 @@
 """Modules that hold meta-parameters, and the vector that meta-learners move."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils import parameters_to_vector
 
 from metalr import schedules
 
 
 class Learned(nn.Module, ABC):
-    """What the meta-learners of `metalr.agents` share. Subclasses are final."""
+    """A module that the meta-learners of `metalr.agents` can train. Subclasses are final."""
+
+    def meta_params(self) -> dict[str, nn.Parameter]:
+        """The trainable meta-parameters by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def initial_params(self) -> Tensor | None:
         """The net's initial weights as a row `(num_params,)` if they are learned, else None."""
@@ -30,7 +35,7 @@ class OpenLoop(Learned):
         """`(…,)` progress in [0, 1] -> `(…, num_groups)` multipliers of the base LR."""
 
     def schedule(self) -> schedules.Schedule:
-        """What was learned as a plain schedule of numbers.
+        """The learned multipliers as a plain schedule of numbers.
 
         Raises:
             ValueError: it has more than one LR, which a single schedule cannot hold.
@@ -49,38 +54,34 @@ class OpenLoop(Learned):
 
 
 class MetaVector:
-    """The trainable meta-parameters of a module as one vector, in the order of `named_parameters()`.
+    """The trainable meta-parameters of a module as one vector, in the order of `Learned.meta_params`.
 
     Args:
-        learned: gives names and shapes; `read` and `write` copy its values.
+        learned: the module, whose values `read` and `write` copy.
     """
 
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
-        named = [(name, p) for name, p in learned.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
-        self.shapes = [p.shape for _, p in named]
-        self.sizes = [p.numel() for _, p in named]
+        self.params = learned.meta_params()
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return sum(p.numel() for p in self.params.values())
 
     def read(self) -> Tensor:
         """A copy of the values, `(num_meta,)`."""
-        values: Mapping[str, Tensor] = dict(self.learned.named_parameters())
-        return torch.cat([values[name].detach().flatten() for name in self.names]).clone()
+        return parameters_to_vector(self.params.values()).detach()
 
     def write(self, vector: Tensor) -> None:
         """Put values `(num_meta,)` into the module, in place."""
-        values = dict(self.learned.named_parameters())
+        # torch's vector_to_parameters would make the parameters views of the vector, in its dtype.
         with torch.no_grad():
             for name, piece in self.split(vector).items():
-                values[name].copy_(piece)
+                self.params[name].copy_(piece)
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """`(num_meta,)` -> name -> tensor of the parameter's shape."""
-        pieces = zip(self.names, vector.split(self.sizes), self.shapes, strict=True)
-        return {name: piece.view(shape) for name, piece, shape in pieces}
+        pieces = vector.split([p.numel() for p in self.params.values()])
+        return {name: piece.view(p.shape) for (name, p), piece in zip(self.params.items(), pieces, strict=True)}
 
     def per_run(self, vectors: Tensor) -> Callable[..., Any]:
         """The module with meta-parameters `(num_runs, num_meta)` of each run's own.

@@ -1,9 +1,8 @@
-"""Modules that hold meta-parameters: the numbers of a schedule, of an initialisation, or (elsewhere) of a policy.
+"""Learned open loops: modules that map progress to an LR multiplier and become plain schedules.
 
-Which loop: the outer one moves their parameters, the inner one reads them. An open-loop module maps progress to
-an LR multiplier and becomes a plain `Schedule`; the closed loops are in `metalr.learned.policies`. All of them accept
-any leading axes, so one call serves every run of a batch, and `torch.func` can give each run meta-parameters of its
-own. They know nothing of tasks.
+The outer loop moves their parameters, the inner loop reads them. They accept any leading axes, so that one call serves
+every run of a batch and `torch.func` can give each run meta-parameters of its own. No task is visible here; the closed
+loops are in `metalr.learned.policies`.
 """
 
 import math
@@ -139,54 +138,6 @@ class StepwiseLR(OpenLoop):
         boundaries = tuple(i / num_pieces for i in range(1, num_pieces))
         columns = self.log_multipliers.exp().unbind(-1)
         return [schedules.PiecewiseConstant(boundaries, tuple(column.tolist())) for column in columns]
-
-
-class ClassicLR(OpenLoop):
-    """The three numbers of a warmup-stable-decay schedule: peak, warmup length and decay length.
-
-    multiplier = peak · min(1, start + (1 - start)·p/warmup) · min(1, (1 - p)/decay), p = progress; the lengths
-    stay in (0, 1) and share the run: warmup = 0.5·sigmoid(a), decay = (1 - warmup)·sigmoid(b).
-
-    Args:
-        peak: initial peak multiplier.
-        warmup: initial warmup, in (0, 0.5).
-        decay: initial decay, in (0, 1 - warmup).
-        start: first multiplier over peak.
-    """
-
-    def __init__(self, peak: float = 1.0, warmup: float = 0.1, decay: float = 0.3, start: float = 0.01) -> None:
-        super().__init__()
-        if not (peak > 0.0 and 0.0 < warmup < 0.5 and 0.0 < decay < 1.0 - warmup):
-            raise ValueError(
-                f"got peak {peak}, warmup {warmup}, decay {decay}, expected peak > 0, 0 < warmup < 0.5 and "
-                "0 < decay < 1 - warmup: fractions of the run"
-            )
-        self.start = start
-        self.log_peak = nn.Parameter(torch.tensor(math.log(peak), dtype=torch.float64))
-        self.warmup_logit = nn.Parameter(torch.tensor(_logit(2.0 * warmup), dtype=torch.float64))
-        self.decay_logit = nn.Parameter(torch.tensor(_logit(decay / (1.0 - warmup)), dtype=torch.float64))
-
-    def lengths(self) -> tuple[Tensor, Tensor]:
-        """Warmup and decay as fractions of the run, scalars."""
-        warmup = 0.5 * torch.sigmoid(self.warmup_logit)
-        return warmup, (1.0 - warmup) * torch.sigmoid(self.decay_logit)
-
-    def forward(self, progress: Tensor) -> Tensor:
-        warmup, decay = self.lengths()
-        rise = self.start + (1.0 - self.start) * (progress / warmup).clamp(max=1.0)
-        fall = ((1.0 - progress) / decay).clamp(0.0, 1.0)
-        return (self.log_peak.exp() * rise * fall)[..., None]
-
-    def schedules(self) -> list[schedules.Schedule]:
-        warmup, decay = (length.item() for length in self.lengths())
-        peak = self.log_peak.exp().item()
-        rise = schedules.Linear(self.start * peak, peak)
-        parts = (rise, schedules.Constant(peak), schedules.Linear(peak, 0.0))
-        return [schedules.Sequence(parts, milestones=(warmup, 1.0 - decay))]
-
-
-def _logit(value: float) -> float:
-    return math.log(value / (1.0 - value))
 
 
 class ParameterLR(OpenLoop):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metalr.optimizers.classic import SGD, Adam, AdamW, ExpectedSGD, InnerOptimizer, OptimizerState
+from metalr.optimizers.classic import SGD, AdamW, ExpectedSGD, InnerOptimizer, OptimizerState
 
 
 def _no_torch(name: str) -> NotImplementedError:
@@ -157,7 +157,3 @@ class Lookahead(InnerOptimizer):
 
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         raise _no_torch("Lookahead")
-
-
-SGD_HD = Hypergradient(inner=SGD(), beta=1e-3)
-ADAM_HD = Hypergradient(inner=Adam(), beta=1e-7)

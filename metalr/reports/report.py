@@ -15,6 +15,7 @@ from metalr.compare.comparison import Comparison
 from metalr.compare.contenders import Kind
 from metalr.compare.run_record import Phase
 from metalr.compare.selection import Criterion
+from metalr.files import write_whole
 from metalr.reports import figures, tables, text_table
 from metalr.reports.text_table import Grid
 
@@ -147,7 +148,7 @@ def html(comparison: Comparison, path: str | Path) -> Path:
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    write_whole(target, page)
     return target
 
 

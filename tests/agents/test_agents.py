@@ -1,6 +1,7 @@
 """PPO and DQN: they learn, they are repeatable, they resume, and what is exported acts as they did."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 from metalr.agents.dqn import DQNSettings, build_dqn, train_dqn
 from metalr.agents.ppo import PPOSettings, build_ppo, train_ppo
 from metalr.agents.run_folder import TrainOptions, build_transition, export_folder, read_options, train
+from metalr.agents.sb3_callbacks import CHECKPOINT
 from metalr.agents.sb3_export import export_policy
-from metalr.agents.sb3_training import CHECKPOINT, CONTROLLER, Budget
+from metalr.agents.sb3_training import CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
 from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController
@@ -152,13 +154,40 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     import dataclasses
 
     train(TINY, tmp_path / "run", tensorboard=False)
-    with pytest.raises(ValueError, match=r"got .*, which holds a run with other options, expected"):
+    with pytest.raises(ValueError, match=r"got .*, which holds a run with other options, expected.*seed was 0, is 1"):
         train(dataclasses.replace(TINY, seed=1), tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="which already holds files"):
         train(TINY, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "keep me"
+
+
+def test_a_call_resumes_what_it_began_and_nothing_else(tmp_path):
+    budget = Budget(episodes=8)
+    with pytest.raises(FileNotFoundError, match="to resume, expected a run folder"):
+        train_ppo(small_transition(), tmp_path / "run", budget=budget, resume=True)
+    train_ppo(small_transition(), tmp_path / "run", budget=budget)
+    with pytest.raises(FileExistsError, match="expected a new one: resume it"):
+        train_ppo(small_transition(), tmp_path / "run", budget=budget)
+    with pytest.raises(ValueError, match=r"different run \(changed: gamma was 1.0, is 0.9\)"):
+        train_ppo(small_transition(), tmp_path / "run", settings=PPOSettings(gamma=0.9), budget=budget, resume=True)
+    with pytest.raises(ValueError, match="agent was"):
+        train_dqn(small_transition(levels=7), tmp_path / "run", budget=budget, resume=True)
+    train_ppo(small_transition(), tmp_path / "run", budget=budget, resume=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    train(TINY, tmp_path / "run", tensorboard=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def refuse(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        train(TINY, tmp_path / "run", tensorboard=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_limit_of_time_ends_training_and_still_exports(tmp_path):

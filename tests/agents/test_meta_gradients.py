@@ -17,6 +17,7 @@ from metalr.optimizers.classic import OPTIMIZERS, SGD, Adam
 from metalr.tasks import models
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from tests.support.policies import randomise
 
 HIGHER = pytest.importorskip("higher")
 BASE_LR = {"adam": 0.01, "adamw": 0.01, "rmsprop": 0.003, "adagrad": 0.02}
@@ -142,10 +143,7 @@ def test_initial_weights(per_parameter):
         assert relative(other.vector(), full.vector()) < 1e-8
 
 
-def excite(policy: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for p in policy.parameters():
-        p.data.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+excite = partial(randomise, seed=3, scale=0.1)
 
 
 @pytest.mark.parametrize("policy", [MLPPolicy((2,), decisions=3), GRUPolicy(1, decisions=3)], ids=["mlp", "gru"])
@@ -318,6 +316,30 @@ def test_higher_refuses_modules_and_policies():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         meta_gradient(KnotLR(2), engine(small_task()), torch.arange(2), **options)
+
+
+@pytest.mark.parametrize("backend", ["batched", "higher"])
+def test_a_module_with_nothing_to_learn_is_refused(backend):
+    with pytest.raises(ValueError, match="got a module without trainable parameters"):
+        meta_gradient(ConstantLR().requires_grad_(False), engine(small_task()), torch.arange(2), backend=backend)
+
+
+class TwoConstants(ConstantLR):
+    """Has a meta-parameter that no LR depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("backend", "route"), [("batched", "full"), ("batched", "segments"), ("batched", "truncated"), ("higher", "full")]
+)
+def test_a_meta_parameter_without_effect_has_the_gradient_zero(backend, route):
+    result = meta_gradient(TwoConstants(), engine(small_task()), torch.arange(2), backend=backend, route=route)
+    assert result.gradient["idle"].tolist() == [0.0, 0.0]
+    assert result.gradient["log_multiplier"] != 0.0
+    assert not any(part.requires_grad for part in result.gradient.values())
 
 
 def test_torchopt_gives_the_same_gradient():

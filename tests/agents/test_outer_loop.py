@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
+from metalr.agents.estimates import Estimate
 from metalr.agents.few_shot import few_shot_learner
 from metalr.agents.meta_gradients import meta_gradient
 from metalr.agents.outer_loop import MetaGradients, MetaTrainer, MetaTrainingError, OuterConfig
-from metalr.agents.pes import PES, Estimate
+from metalr.agents.pes import PES
 from metalr.engine.runs import BatchedRuns
 from metalr.learned.module import MetaVector
 from metalr.learned.schedules import ConstantLR, KnotLR, StepwiseLR

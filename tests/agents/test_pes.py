@@ -11,6 +11,7 @@ from metalr.learned.module import MetaVector
 from metalr.learned.policies import GRUPolicy, MLPPolicy
 from metalr.learned.schedules import ConstantLR, KnotLR, ParameterLR, StepwiseLR
 from metalr.tasks.catalog import make_task
+from tests.support.policies import randomise
 
 PIECES = 8
 
@@ -72,9 +73,7 @@ def test_log_is_the_gradient_of_the_log():
 @pytest.mark.parametrize("policy", [MLPPolicy((4,), decisions=4), GRUPolicy(3, decisions=4)], ids=["mlp", "gru"])
 def test_policy_gradient_points_the_same_way(policy):
     """Through a policy the smoothed meta-loss differs from the exact one; the direction must agree."""
-    generator = torch.Generator().manual_seed(0)
-    for p in policy.parameters():
-        p.data.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    randomise(policy, scale=0.2)
     task = quadratic(horizon=40).with_(base_lr=0.5)
     estimator = PES(policy, task, num_pairs=len(MetaVector(policy)), sigma=1e-4, meta_loss="final-train")
     expected = exact(policy, task, "final-train")

@@ -5,7 +5,7 @@ import pytest
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.adapters import sb3_learning_rate
 from metalr.schedules import Cosine, Linear
-from tests.support.schedulers_under_test import random_policy
+from tests.support.policies import random_policy
 
 sb3 = pytest.importorskip("stable_baselines3")
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback  # noqa: E402

@@ -23,7 +23,8 @@ from metalr.artefacts.controller_file import (
 )
 from metalr.control.reference import ScheduleController
 from metalr.schedules import Constant, Cosine, Function
-from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, Training, random_policy, recurrent_policy
+from tests.support.policies import random_policy, recurrent_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, Training
 
 REFUSED = r"got .*, expected "
 

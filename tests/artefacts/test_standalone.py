@@ -19,7 +19,8 @@ from metalr.control.policy import PolicyController
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Constant, Cosine, Function, Sequence, Warmup
-from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training, random_policy
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
 CARD = {"about": {"trained_on": "nothing, weights are random", "note": 'a "quoted" \\ word and ü'}}

@@ -22,7 +22,7 @@ from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings, trials_of
 from metalr.control.actions import ActionSpec
 from metalr.control.catalog import build_controller
-from metalr.control.policy import PolicyController, PolicyNetwork
+from metalr.control.policy import PolicyController
 from metalr.control.reference import ReplayController
 from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
@@ -30,6 +30,7 @@ from metalr.records import RunFolder, difference, from_line, to_line
 from metalr.signals.observations import NUM_FEATURES
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from tests.support.policies import random_policy
 
 SMALL = Settings(
     contenders=("constant", "linear", "cosine", "greedy"),
@@ -46,11 +47,8 @@ SMALL = Settings(
 
 def policy(decisions: int = 5, scale: float = 0.3) -> PolicyController:
     """A policy with fixed random weights: it moves the LR by what it sees."""
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(8, NUM_FEATURES, generator=generator)
-    last = scale * torch.randn(1, 8, generator=generator)
-    network = PolicyNetwork([first, last], [torch.zeros(8), torch.zeros(1)])
-    return PolicyController(network, ActionSpec(), schedules.Linear(), decisions)
+    schedule = schedules.Linear()
+    return random_policy(ActionSpec(), schedule=schedule, decisions=decisions, hidden=8, scales=(1.0, scale))
 
 
 def student(**changes: object) -> Task:

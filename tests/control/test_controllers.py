@@ -1,7 +1,6 @@
 """Controllers: one contract over the registry, the arithmetic of the policy, and the steps of decisions."""
 
 import copy
-import itertools
 import json
 import math
 import os
@@ -25,18 +24,15 @@ from metalr.learned.export import controller_of
 from metalr.learned.policies import GRUPolicy
 from metalr.schedules import Constant, Cosine
 from metalr.signals.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
+from tests.support.policies import random_policy
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
 
-def policy(num_outputs=1, visible=None, seed=0, **action) -> PolicyController:
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [NUM_FEATURES, 5, num_outputs]
-    weights = [
-        torch.randn(b, a, generator=generator, dtype=torch.float64) / a**0.5 for a, b in itertools.pairwise(sizes)
-    ]
-    biases = [0.1 * torch.randn(b, generator=generator, dtype=torch.float64) for b in sizes[1:]]
-    return PolicyController(PolicyNetwork(weights, biases), ActionSpec(**action), Cosine(), 8, visible)
+def policy(visible=None, **action) -> PolicyController:
+    scales = (NUM_FEATURES**-0.5, 5**-0.5)
+    options = {"hidden": 5, "scales": scales, "bias": 0.1, "dtype": torch.float64}
+    return random_policy(ActionSpec(**action), schedule=Cosine(), decisions=8, visible=visible, **options)
 
 
 # Controllers whose constructor needs arguments; any other entry of the registry is made with its defaults.
@@ -45,7 +41,7 @@ EXAMPLES = {
     "policy": [
         policy,
         lambda: policy(mode="recursive", alpha=0.5),
-        lambda: policy(num_outputs=7, levels=7),
+        lambda: policy(levels=7),
         lambda: policy(visible=("progress",)),
         lambda: policy(visible=()),
     ],
@@ -245,7 +241,7 @@ def test_policy_weights_that_are_no_numbers(value):
 
 def test_a_policy_with_another_number_of_outputs():
     with pytest.raises(ValueError, match="got a policy with 2 outputs, expected 5"):
-        policy(num_outputs=2, levels=5)
+        PolicyController(policy(levels=2).network, ActionSpec(levels=5), Constant(), 8)
 
 
 def test_a_policy_without_layers():

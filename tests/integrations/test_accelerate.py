@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metalr.schedulers.learned_lr import LearnedLR
 from tests.integrations.installed import library
-from tests.integrations.policy import moderate_policy
 from tests.integrations.ranks import on_ranks
+from tests.support.policies import moderate_policy
 
 accelerate = library("accelerate")
 

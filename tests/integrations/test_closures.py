@@ -3,8 +3,8 @@
 import torch
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import loss_of, net
+from tests.support.policies import moderate_policy
 from tests.support.schedulers_under_test import HORIZON, Training
 
 

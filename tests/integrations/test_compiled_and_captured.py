@@ -9,8 +9,8 @@ import torch
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import UPDATES, loss_of, net
+from tests.support.policies import moderate_policy
 
 
 def plain() -> tuple[list[float], LearnedLR]:

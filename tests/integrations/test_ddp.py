@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.ranks import on_ranks
-from tests.support.schedulers_under_test import recurrent_policy
+from tests.support.policies import moderate_policy, recurrent_policy
 
 HORIZON, DECISIONS = 24, 6
 CONTROLLERS = {"policy": moderate_policy(), "recurrent": recurrent_policy()}

@@ -7,7 +7,7 @@ from torch import nn
 from metalr.schedulers.adapters import observe_forward, observing
 from metalr.schedulers.learned_lr import LearnedLR
 from tests.integrations.installed import library
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 
 transformers = library("transformers")
 library("accelerate")  # Trainer needs it

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from metalr.schedulers.learned_lr import LearnedLR
 from tests.integrations.installed import library
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 
 lightning = library("lightning")
 pytestmark = [

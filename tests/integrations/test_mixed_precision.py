@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metalr.schedulers.learned_lr import LearnedLR
-from tests.integrations.policy import moderate_policy
 from tests.integrations.small_net import UPDATES, loss_of, net
+from tests.support.policies import moderate_policy
 
 
 def mixed(kind, fused, overflows, scaled=True):

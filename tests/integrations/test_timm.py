@@ -6,7 +6,7 @@ from metalr.schedulers.adapters import TimmScheduler
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 from tests.support.schedulers_under_test import Training
 
 UPDATES = 24

@@ -12,22 +12,16 @@ from metalr.control.reference import ScheduleController
 from metalr.learned.export import controller_of
 from metalr.learned.module import MetaVector, OpenLoop
 from metalr.learned.policies import GRUPolicy, MLPPolicy
-from metalr.learned.schedules import ClassicLR, ConstantLR, KnotLR, ParameterLR, StepwiseLR
+from metalr.learned.schedules import ConstantLR, KnotLR, ParameterLR, StepwiseLR
 from metalr.schedules.knots import Knots
 from metalr.signals import observations
+from tests.support.policies import randomise
 
 OPEN_LOOP = {
     "constant": lambda: ConstantLR(0.7),
     "knots": lambda: KnotLR(6, [1.0, 2.0, 0.5, 0.5, 0.1, 0.03]),
     "stepwise": lambda: StepwiseLR(7, initial=0.3),
-    "classic": lambda: ClassicLR(peak=1.5, warmup=0.2, decay=0.4),
 }
-
-
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for p in module.parameters():
-        p.data.add_(scale * torch.randn(p.shape, generator=generator, dtype=p.dtype))
 
 
 @pytest.mark.parametrize("name", OPEN_LOOP)
@@ -85,6 +79,25 @@ def test_meta_vector_round_trip_and_per_run_values():
     progress = torch.linspace(0, 1, 5, dtype=torch.float64).expand(2, -1)
     found = meta.per_run(thetas)(progress)[..., 0].log()
     torch.testing.assert_close(found, torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(2, 5))
+
+
+def test_a_meta_vector_shares_no_memory_with_the_module():
+    learned = KnotLR(3)
+    meta = MetaVector(learned)
+    before = meta.read()
+    learned.log_multipliers.data.fill_(1.0)
+    assert before.tolist() == [0.0, 0.0, 0.0]
+    meta.write(before)
+    before.fill_(2.0)
+    assert meta.read().tolist() == [0.0, 0.0, 0.0]
+    meta.write(before.float())
+    assert learned.log_multipliers.dtype == torch.float64
+
+
+def test_a_meta_vector_has_the_trainable_meta_parameters_alone():
+    learned = ParameterLR(torch.arange(4.0), 0.1, per_parameter=False, learn_lr=False)
+    assert list(learned.meta_params()) == ["params"]
+    assert MetaVector(learned).read().tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("policy", [MLPPolicy((8,)), GRUPolicy(5)])
@@ -151,7 +164,6 @@ def test_open_loop_becomes_a_schedule_controller():
         (lambda: KnotLR(1), "got 1 knots"),
         (lambda: KnotLR(3, low=2.0, high=1.0), "got bounds"),
         (lambda: StepwiseLR(0), "got 0 pieces"),
-        (lambda: ClassicLR(warmup=0.7), "warmup 0.7"),
         (lambda: MLPPolicy(action=ActionSpec(levels=5)), "levels=0"),
     ],
 )

@@ -6,7 +6,7 @@ from metalr.control.reference import ScheduleController
 from metalr.reports import decision_figure
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Constant, Cosine
-from tests.integrations.policy import moderate_policy
+from tests.support.policies import moderate_policy
 from tests.support.schedulers_under_test import HORIZON, Training
 
 pytest.importorskip("matplotlib")

@@ -23,6 +23,7 @@ from metalr.signals.observations import FEATURE_NAMES, NUM_FEATURES
 from metalr.tasks.catalog import make_task
 from metalr.tasks.models import MLP, ConvNet
 from metalr.tasks.task import Task
+from tests.support import policies
 
 HORIZON, DECISIONS = 53, 7  # does not divide
 SEED = torch.tensor([9])
@@ -36,15 +37,8 @@ def task_of(optimizer, horizon: int = HORIZON, model=partial(MLP, [6, 8, 3], tor
     return Task(model, (inputs, labels), functional.cross_entropy, optimizer, horizon=horizon, batch_size=10)
 
 
-def random_policy(action: ActionSpec, seed: int = 0, schedule=Cosine(floor=0.1)) -> PolicyController:  # noqa: B008
-    generator = torch.Generator().manual_seed(seed)
-    outputs = action.levels or 1
-    weights = [
-        torch.randn(16, NUM_FEATURES, generator=generator, dtype=torch.float64),
-        torch.randn(outputs, 16, generator=generator, dtype=torch.float64) / 4.0,
-    ]
-    biases = [torch.zeros(16, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)]
-    return PolicyController(PolicyNetwork(weights, biases), action, schedule, DECISIONS)
+# Strong enough that a wrong feature shows in the LR.
+random_policy = partial(policies.random_policy, decisions=DECISIONS, hidden=16, scales=(1.0, 0.25), dtype=torch.float64)
 
 
 def in_engine(controller, task: Task, base_lr: float, groups="global", **options) -> Episode:

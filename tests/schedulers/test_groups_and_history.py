@@ -6,7 +6,8 @@ import torch
 from metalr.reports.decision_figure import draw_decisions
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.signals.observations import FEATURE_NAMES
-from tests.support.schedulers_under_test import HORIZON, LEARNED, Training, build, random_policy
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import HORIZON, LEARNED, Training, build
 
 breaker_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
 

@@ -14,16 +14,8 @@ from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Constant, Cosine, Exponential, Linear
 from metalr.signals.observations import NUM_FEATURES
-from tests.support.schedulers_under_test import (
-    CONTROLLERS_UNDER_TEST,
-    HORIZON,
-    LEARNED,
-    NAMES,
-    OPEN,
-    Training,
-    build,
-    random_policy,
-)
+from tests.support.policies import random_policy
+from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, HORIZON, LEARNED, NAMES, OPEN, Training, build
 
 every = pytest.mark.parametrize("name", NAMES)
 learned = pytest.mark.parametrize("name", LEARNED)

@@ -1,4 +1,4 @@
-"""A training that is killed again and again and goes on from its last checkpoint. Run by `test_exact_resume`.
+"""A training that is killed again and again and continues from its last checkpoint. Run by `test_exact_resume`.
 
     python -m tests.support.killed_run FOLDER CONTROLLER LR_KIND KILLS
 

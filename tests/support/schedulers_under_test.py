@@ -12,39 +12,14 @@ from metalr.compare.catalog import SCHEDULE_CONTENDERS
 from metalr.control.actions import ActionSpec
 from metalr.control.catalog import CONTROLLERS
 from metalr.control.controller import Controller
-from metalr.control.policy import PolicyController, PolicyNetwork
-from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from metalr.signals.observations import NUM_FEATURES
+from tests.support.policies import random_policy, recurrent_policy
 
 HORIZON, DECISIONS = 23, 5
 Build = Callable[..., LRScheduler]
-
-
-def random_policy(levels: int = 0, seed: int = 0, schedule=Cosine(floor=0.1), mode="anchored") -> PolicyController:  # noqa: B008
-    """A policy with random weights, not so large that its tanh is always saturated: it sees every feature."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = (12, NUM_FEATURES), (levels or 1, 12)
-    weights = [0.3 * torch.randn(shape, generator=generator) for shape in shapes]
-    network = PolicyNetwork(weights, [torch.zeros(12), torch.zeros(levels or 1)])
-    return PolicyController(network, ActionSpec(mode, alpha=1.0, levels=levels), schedule, DECISIONS)
-
-
-def recurrent_policy() -> RecurrentPolicyController:
-    generator = torch.Generator().manual_seed(1)
-    shapes = {
-        "from_input.weight": (12, NUM_FEATURES),
-        "from_input.bias": (12,),
-        "from_memory.weight": (12, 4),
-        "from_memory.bias": (12,),
-        "head.weight": (1, 4),
-        "head.bias": (1,),
-    }
-    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return RecurrentPolicyController(weights, ActionSpec(alpha=1.0), Cosine(floor=0.1), DECISIONS)
 
 
 def controllers() -> dict[str, Controller]:
@@ -53,8 +28,8 @@ def controllers() -> dict[str, Controller]:
         "schedule": ScheduleController(Cosine(floor=0.1), DECISIONS),
         "random": RandomController(ActionSpec(alpha=1.0), Cosine(floor=0.1), DECISIONS),
         "policy": random_policy(),
-        "policy-levels": random_policy(levels=7),
-        "policy-drifting": random_policy(mode="recursive"),
+        "policy-levels": random_policy(ActionSpec(alpha=1.0, levels=7)),
+        "policy-drifting": random_policy(ActionSpec("recursive", alpha=1.0)),
         "recurrent": recurrent_policy(),
         "replay": ReplayController((1.0, 2.0, 0.5, 0.1, 0.3), Cosine(floor=0.1)),
     }
