@@ -113,7 +113,7 @@ def higher_meta_gradient(
 
 def _check_arguments(learned: Learned, order: int, batches: Sequence[Batch]) -> None:
     if order not in (1, 2):
-        raise ValueError(f"got order {order}, expected 1 or 2: 1 leaves out the second derivatives")
+        raise ValueError(f"got order {order}, expected 1 or 2: 1 omits the second derivatives")
     if not isinstance(learned, OpenLoop) or (isinstance(learned, ParameterLR) and len(learned.lr) > 1):
         raise ValueError(
             f"got a {type(learned).__name__} with backend 'higher', expected an open-loop module whose LRs belong to "

@@ -152,7 +152,7 @@ class _LRInForce:
         setattr(model, _ATTRIBUTE, self)
 
     def release(self, model: Any) -> None:
-        """Give the agent its own LR back; the scheduler keeps its history but acts no more."""
+        """Give the agent its own LR back; the scheduler keeps its history but no longer sets LRs."""
         if model.lr_schedule is self:
             model.lr_schedule = self.own
         if self.scheduler is not None:

@@ -48,7 +48,7 @@ class Args(harness.Options):
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the controller."""
     folder: Path = Path("runs/demo")
-    """Where everything goes; an interrupted demo goes on from here."""
+    """Where everything goes; an interrupted demo resumes from here."""
     episodes: int = 8192
     """Training runs that each policy learns from."""
     max_seconds: float = 90.0

@@ -336,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
     except KeyboardInterrupt:
-        raise SystemExit("stopped; the folder holds what was done, and the same command goes on from there") from None
+        raise SystemExit("stopped; the folder holds what was done, and the same command continues it") from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"metalr: {error}") from None
 

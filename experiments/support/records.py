@@ -109,5 +109,5 @@ def read(path: Path) -> list[Row]:
 
 
 def recorded(name: str, *, smoke: bool) -> list[Row]:
-    """The rows of an earlier run, from which an experiment goes on; none for a smoke run, which starts anew."""
+    """The rows of an earlier run, from which an experiment resumes; none for a smoke run, which starts anew."""
     return [] if smoke else read(place(name, smoke=False))

@@ -157,7 +157,7 @@ class GraphExecutor(Executor):
                 self.advance = self.step
                 self._capture(key, state, interval)
         except Exception as error:
-            warn_of_fallback("capturing a CUDA graph", "training goes on step by step", error)
+            warn_of_fallback("capturing a CUDA graph", "training continues step by step", error)
             self._eager = EagerExecutor(self.step, self.data)
             self.captured.clear()  # and the memory with them
         self._prepared(f"capturing an interval of {key[0]} inner steps", started)

@@ -20,7 +20,7 @@ from metalr.tasks.data import Batch, Data
 
 log = logging.getLogger("metalr")
 
-_EAGERLY = "training goes on eagerly"
+_EAGERLY = "training continues eagerly"
 
 
 class Executor(ABC):
@@ -75,7 +75,7 @@ class EagerExecutor(Executor):
 
 
 class CompiledExecutor(Executor):
-    """As `EagerExecutor`, with the step compiled. Where that fails, one warning says why and training goes on eagerly.
+    """As `EagerExecutor`, with the step compiled. If that fails, one warning says why and training continues eagerly.
 
     The first step compiles. torch keeps compiled code on disk, so that another process with the same task and number
     of runs is faster at it.

@@ -2,7 +2,7 @@
 
 schedule_lr   `ScheduleLR`: a schedule as a torch scheduler
 learned_lr    `LearnedLR`: a controller as a torch scheduler
-controlled_run  one run under a controller, apart from torch.optim
+controlled_run  one run under a controller, independent of torch.optim
 clock         the updates at which decisions fall
 lookahead     the base schedule, evaluated ahead of time
 meter         gradient and update statistics of a `torch.optim` optimizer

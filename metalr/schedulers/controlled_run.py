@@ -1,4 +1,4 @@
-"""One training run under a controller, apart from torch.optim: losses and measurements in, multipliers out.
+"""One training run under a controller, independent of torch.optim: losses and measurements in, multipliers out.
 
 `LearnedLR` is the shell around it for a user's loop.
 """

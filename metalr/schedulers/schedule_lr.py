@@ -64,7 +64,7 @@ class ScheduleLR(LRScheduler):
         unit: Literal["updates", "epochs"] = "updates",
     ) -> None:
         if unit not in ("updates", "epochs"):
-            raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': what a call of step() stands for")
+            raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': pass the one that step() follows")
         self.schedule = schedule
         self.horizon = check_horizon(horizon)
         self._watch: _Watch | None = None

@@ -149,8 +149,12 @@ def cifar10(folder: str | Path) -> TensorData:
     return TensorData.of((inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:]), parts[5])
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickler for the published files, which hold byte strings, lists and numpy arrays; it refuses all else."""
+class _ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined]
+    """Unpickler for the published files, which hold byte strings, lists and numpy arrays; it refuses all else.
+
+    The one written in Python: the one in C allocates a table as long as the largest index that a file names, so that
+    nine damaged bytes could ask for gigabytes.
+    """
 
     _allowed = frozenset(
         {

@@ -175,7 +175,7 @@ def test_an_interval_that_cannot_be_captured_goes_step_by_step():
     runs, reference = on_gpu(task_of()), on_gpu(task_of(), capture=False)
     work = runs.executor.work
     runs.executor.work = lambda *a: (asks_the_host(*a), work(*a))[1]
-    with pytest.warns(RuntimeWarning, match="capturing a CUDA graph failed, training goes on step by step: .*captur"):
+    with pytest.warns(RuntimeWarning, match="capturing a CUDA graph failed, training continues step by step: .*captur"):
         runs.unroll(rates(), 5)
     runs.unroll(rates(), 5)
     for _ in range(2):

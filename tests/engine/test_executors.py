@@ -177,7 +177,7 @@ def test_compiling_on_a_cpu_is_chosen_only_where_it_pays(monkeypatch):
     started(task_of(), compile="auto")  # nobody knows how long it goes on
     started(task_of(), compile="auto", planned_steps=400)
     with pytest.warns(
-        RuntimeWarning, match=r"torch.compile failed, training goes on eagerly: AssertionError: compiled"
+        RuntimeWarning, match=r"torch.compile failed, training continues eagerly: AssertionError: compiled"
     ):
         started(task_of(), compile="auto", planned_steps=10_000_000)
     assert not compiling_pays(0, 4096, 10**6, 10**3)
@@ -385,7 +385,7 @@ def test_a_capture_that_fails_warns_once_and_trains_on(monkeypatch):
             runs.unroll(rates(), 4)
             eager.unroll(rates(), 4)
     assert [str(w.message) for w in caught] == [
-        "capturing a CUDA graph failed, training goes on step by step: RuntimeError: no graph here"
+        "capturing a CUDA graph failed, training continues step by step: RuntimeError: no graph here"
     ]
     assert all(bits(eager, run) == bits(runs, run) for run in range(len(SEEDS)))
 

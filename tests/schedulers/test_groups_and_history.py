@@ -53,7 +53,7 @@ def test_an_unknown_scope_is_refused():
 
 
 class Tasks(Training):
-    """A scheduler that observes its loss in another form."""
+    """A training whose scheduler observes the loss in another form."""
 
     form = staticmethod(lambda loss: loss)
 

@@ -134,7 +134,7 @@ def test_a_longer_run_goes_on(name):
     scheduler = build(name, training.optimizer)
     rates = training.run(scheduler, 3 * HORIZON)
     assert all(math.isfinite(lr) and lr >= 0.0 for row in rates for lr in row)
-    if name in LEARNED:  # the multiplier of the last decision stays, the schedule goes on
+    if name in LEARNED:  # the multiplier of the last decision stays, the schedule continues
         assert scheduler.history[-1]["updates"] < HORIZON
         ratio = scheduler.controller.schedule((3 * HORIZON - 1) / HORIZON) * scheduler.explain()["lr_multiplier"][0]
         assert rates[-1][0] == pytest.approx(0.05 * ratio)

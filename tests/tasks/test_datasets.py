@@ -1,6 +1,7 @@
 """Datasets: minibatches are a pure function of seed and step, splits are disjoint, files are read safely."""
 
 import pickle
+import resource
 import struct
 
 import numpy as np
@@ -386,6 +387,14 @@ def test_random_bytes_never_give_another_error(broken_file, content):
 
 
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.VisibleDeprecationWarning")
+def test_a_damaged_index_asks_for_no_memory(broken_file):
+    broken_file.write_bytes(b"\x80\x02)r" + (1 << 27).to_bytes(4, "little") + b".")  # keeps () as entry 134,217,728
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="not a CIFAR-10 batch"):
+        datasets._cifar10_file(broken_file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
 @settings(max_examples=100, deadline=None)
 @given(where=st.integers(0, 250), bit=st.integers(0, 7))
 @example(65, 0)  # names a module "numpy/core"
