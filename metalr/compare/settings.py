@@ -89,6 +89,8 @@ def trials_of(contender: Contender, settings: Settings) -> list[tuple[dict[str, 
     """The trials of a contender: (parameters, base LR factor), `settings.num_trials` of them.
 
     Example:
+        >>> from metalr.compare.catalog import get_contender
+        >>> from metalr.compare.settings import Settings
         >>> [round(factor, 3) for _, factor in trials_of(get_contender("constant"), Settings(num_lrs=3))]
         [0.031, 1.0, 32.0]
     """

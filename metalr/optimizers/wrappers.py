@@ -43,6 +43,7 @@ class Hypergradient(InnerOptimizer):
     Example:
         The LR of the second update is 0.1 + 0.01·(3·2).
 
+        >>> from metalr.optimizers.classic import SGD
         >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> optimizer = Hypergradient(inner=SGD(), beta=0.01)
         >>> params, state = optimizer.update(2.0 * one, optimizer.init(one), one, lr=0.1 * one, step=0 * one)
@@ -124,6 +125,7 @@ class Lookahead(InnerOptimizer):
     Example:
         SGD moves the fast weight from 1 to 0.8, and the slow weight follows half of the way.
 
+        >>> from metalr.optimizers.classic import SGD
         >>> one = torch.ones(1, 1, dtype=torch.float64)
         >>> optimizer = Lookahead(inner=SGD(), k=1, share=0.5)
         >>> optimizer.update(2.0 * one, optimizer.init(one), one, lr=0.1 * one, step=0 * one)[0].item()

@@ -32,6 +32,7 @@ def interval(value: Interval, show: Callable[[float], str] = number) -> Estimate
     """A cell that reads `1.060 [1.030, 1.070]`.
 
     Example:
+        >>> from metalr.compare.statistics import Interval
         >>> str(interval(Interval(1.0, 0.5, 2.0)))
         '1.000 [0.5000, 2.000]'
     """

@@ -31,7 +31,8 @@ def takes_runs(module: nn.Module) -> bool:
     in its forward pass, and is left to `vmap`.
 
     Example:
-        >>> takes_runs(MLP([4, 8, 2])), takes_runs(nn.Linear(4, 2))
+        >>> from metalr.tasks.models import MLP
+        >>> takes_runs(MLP([4, 8, 2])), takes_runs(torch.nn.Linear(4, 2))
         (True, False)
     """
     known = type(module) in (Point, MLP, ConvNet, GRUClassifier, ByteTransformer)

@@ -138,6 +138,13 @@ def sitting(monkeypatch, tmp_path):
     return sit
 
 
+@pytest.fixture
+def no_figure(monkeypatch):
+    """It is drawn anew after every row, which takes longer than all else here; one test below looks at it."""
+    monkeypatch.setattr(report, "draw", lambda rows, path: None)
+
+
+@pytest.mark.usefixtures("no_figure")
 def test_a_failed_row_says_why_and_alone_is_tried_again(sitting):
     measured, rows = sitting()
     assert measured == [0, 1, 2]
@@ -149,6 +156,7 @@ def test_a_failed_row_says_why_and_alone_is_tried_again(sitting):
     assert sitting(seconds=0.25, fresh=True)[0] == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_a_sitting_ends_in_time_and_leaves_the_rest(sitting, capsys):
     assert sitting(minutes=0.5) == ([], [])
     assert "3 rows are left for the next sitting" in capsys.readouterr().out
