@@ -59,11 +59,12 @@ from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_lr_callback import ControlledLR
-from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
+from metalr.agents.sb3_training import CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_controller
 from metalr.compare.statistics import bootstrap
 from metalr.control.controller import Controller
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.records import CONFIG
 from metalr.schedulers.adapters import sb3_learning_rate
 from metalr.schedules import Constant, Cosine, Linear, Schedule
 from metalr.tasks.catalog import make_task

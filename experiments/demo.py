@@ -26,12 +26,13 @@ import torch
 
 from experiments.support import harness
 from metalr.agents.ppo import train_ppo
-from metalr.agents.sb3_training import CONFIG, CONTROLLER, Budget
+from metalr.agents.sb3_training import CONTROLLER, Budget
 from metalr.artefacts.controller_file import load_card, load_controller
 from metalr.compare.comparison import compare, progress_bar
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.records import CONFIG
 from metalr.reports import report, text_table
 from metalr.reports.tables import result_grid
 from metalr.schedules import Linear

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from metalr.files import write_whole
 from metalr.records import read_lines, to_line, versions
 
 Row = dict[str, Any]
@@ -96,9 +97,7 @@ def write(name: str, rows: Iterable[Row], *, device: str, smoke: bool) -> Path:
 def write_lines(path: Path, rows: Iterable[Row]) -> Path:
     """Write rows to a file, as a whole or not at all; infinity and NaN become null, `.gz` is compressed."""
     content = "".join(map(to_line, rows)).encode()
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    partial.replace(path)
+    write_whole(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
