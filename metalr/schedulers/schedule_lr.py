@@ -1,5 +1,6 @@
 """The torch scheduler of a schedule, `ScheduleLR`, for a user's own loop. It depends on torch alone."""
 
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
 from metalr.schedulers.clock import check_horizon
 from metalr.schedulers.param_groups import adopt_new_groups, check_state, numbers_like, restore_lr, same_number
@@ -20,13 +21,16 @@ _UPDATES_PER_EPOCH = 8
 # Below this fraction of its peak, and again at every halving, the LR is suspected of being too small.
 _SUSPECT_BELOW = 1e-3
 _WATCHED_WEIGHTS = 4096
+_CHAINED_STEP = ChainedScheduler.step.__code__
 
 
 class ScheduleLR(LRScheduler):
     """A schedule as a torch scheduler: after t calls of `step()` the LR is base_lr · schedule(t / horizon).
 
-    It counts calls, as torch's own schedulers do, and composes with `SequentialLR` and `ChainedScheduler`: if another
-    scheduler has changed the LR since the last call, the relative change of the schedule multiplies that LR.
+    It counts calls, as torch's own schedulers do, and composes with `SequentialLR` and `ChainedScheduler`. If something
+    else changes the LR, be it another scheduler or an assignment, that change is a factor from there on:
+
+        lr(t) = base_lr · factor · schedule(t / horizon)
 
     Args:
         optimizer: any `torch.optim.Optimizer`, with float or tensor LRs.
@@ -43,6 +47,8 @@ class ScheduleLR(LRScheduler):
 
     Raises:
         ValueError: `horizon` is not a positive whole number.
+        RuntimeError: at the first `step` of a `ChainedScheduler`, if the schedule is 0 somewhere, which hides the other
+            factors.
 
     Example:
         >>> from metalr.schedules import Linear
@@ -69,7 +75,11 @@ class ScheduleLR(LRScheduler):
         self.horizon = check_horizon(horizon)
         self._watch: _Watch | None = None
         self._watches_calls = unit == "updates"
-        self._factor = 1.0
+        self._factor = 1.0  # of the schedule, in the LR that was written last
+        self._outside: list[float | Tensor] = []  # for each group, the factor that others have put on its LR
+        # Before the first update a changed LR is another scheduler's doing; later it is what a finished one has left.
+        untrained = not getattr(optimizer, "_opt_called", False)
+        self._in_company = untrained and hasattr(optimizer.step, "_wrapped_by_lr_sched")
         super().__init__(optimizer, last_epoch)
         self._constructed_lr = [float(lr) for lr in self._last_lr]
 
@@ -81,30 +91,50 @@ class ScheduleLR(LRScheduler):
         """
         if not self._is_initial:
             self._notice()
+            if self._step_count == 1 and sys._getframe(1).f_code is _CHAINED_STEP:
+                self._refuse_zeros()
         super().step(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """The LRs of the coming update; called by `step`."""
         groups = self.optimizer.param_groups
         adopt_new_groups(self)
+        self._outside += [1.0] * (len(groups) - len(self._outside))
         if self._is_initial:
-            # A loaded optimizer keeps its LR; a new one gets the first value of the schedule.
-            fresh = [same_number(group["lr"], base) for group, base in zip(groups, self.base_lrs, strict=True)]
-            target = self._get_closed_form_lr()
-            return [new if f else group["lr"] for f, new, group in zip(fresh, target, groups, strict=True)]
-        self._factor = now = self._factor_at(self.last_epoch)
-        result = []
-        for group, base, last in zip(groups, self.base_lrs, self._last_lr, strict=True):
-            on_host = not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu"
-            if (
-                on_host
-                and not same_number(group["lr"], last)
-                and (before := self._factor_at(self.last_epoch - 1)) > 0.0
-            ):
-                result.append(group["lr"] * (now / before))
-            else:
-                result.append(base * now)
-        return result
+            return self._initial_lrs()
+        for index, group in enumerate(groups):
+            self._outside[index] = self._outside_now(index, group["lr"])
+        self._factor = self._factor_at(self.last_epoch)
+        return [base * outside * self._factor for base, outside in zip(self.base_lrs, self._outside, strict=True)]
+
+    def _initial_lrs(self) -> list[float | Tensor]:
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        changed = [not same_number(lr, base) for lr, base in zip(lrs, self.base_lrs, strict=True)]
+        target = self._get_closed_form_lr()
+        if not self._in_company:  # a loaded optimizer keeps its LR; a new one gets the first value of the schedule
+            return [lr if c else new for lr, c, new in zip(lrs, changed, target, strict=True)]
+        self._outside = [
+            lr / base if c and float(base) > 0.0 else 1.0
+            for lr, c, base in zip(lrs, changed, self.base_lrs, strict=True)
+        ]
+        return [new * outside for new, outside in zip(target, self._outside, strict=True)]
+
+    def _outside_now(self, index: int, lr: float | Tensor) -> float | Tensor:
+        """The factor of others on a group's LR: as before, if the LR is still the one that was written last."""
+        base, last, outside = self.base_lrs[index], self._last_lr[index], self._outside[index]
+        if isinstance(lr, Tensor) and lr.device.type != "cpu":  # asking for its value would wait for the device
+            own = base * self._factor
+            return torch.where((lr == last) | (own <= 0.0), outside, lr / own)
+        own = float(base) * self._factor
+        return outside if same_number(lr, last) or own <= 0.0 else float(lr) / own
+
+    def _refuse_zeros(self) -> None:
+        zero = next((t for t in range(self.horizon) if self._factor_at(t) <= 0.0), None)
+        if zero is not None:
+            raise RuntimeError(
+                f"got {self.schedule} inside a ChainedScheduler, expected a schedule above 0 throughout: its factor is "
+                f"0 at update {zero}, which hides the factors of the others; give it a floor or a start above 0"
+            )
 
     def _factor_at(self, step: int) -> float:
         return self.schedule(max(step, 0) / self.horizon)
@@ -135,6 +165,8 @@ class ScheduleLR(LRScheduler):
         return {**self.__dict__, "_watch": None}
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
+        """The LRs without any other factor, as a `SequentialLR` asks for where this scheduler begins."""
+        self._outside = [1.0] * len(self.base_lrs)
         self._factor = self._factor_at(self.last_epoch)
         return [base * self._factor for base in self.base_lrs]
 
@@ -146,6 +178,8 @@ class ScheduleLR(LRScheduler):
             "horizon": self.horizon,
             "base_lrs": [float(lr) for lr in self.base_lrs],
             "last_lr": [float(lr) for lr in self._last_lr],
+            "factor": self._factor,
+            "outside": [float(factor) for factor in self._outside],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -154,12 +188,15 @@ class ScheduleLR(LRScheduler):
         Raises:
             ValueError: the state belongs to another kind of scheduler or another number of parameter groups.
         """
-        check_state(state_dict, ("last_epoch", "step_count", "base_lrs", "last_lr"), len(self.optimizer.param_groups))
+        keys = ("last_epoch", "step_count", "base_lrs", "last_lr", "factor", "outside")
+        check_state(state_dict, keys, len(self.optimizer.param_groups))
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict["step_count"])
         self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])
         restore_lr(self.optimizer, self._constructed_lr, state_dict["last_lr"])
         self._last_lr = numbers_like(self._last_lr, state_dict["last_lr"])
+        self._factor = float(state_dict["factor"])
+        self._outside = [float(factor) for factor in state_dict["outside"]]
 
 
 class _Watch:
