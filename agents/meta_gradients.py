@@ -115,7 +115,7 @@ def _borders(unroll: Unroll, route: str, segment_length: int | None) -> list[int
         raise ValueError(f"got route {route!r}, expected one of {', '.join(_ROUTES)}: use one of these")
     if route == "full":
         return [0, unroll.horizon]
-    length = segment_length or math.ceil(math.sqrt(unroll.horizon))
+    length = math.ceil(math.sqrt(unroll.horizon)) if segment_length is None else segment_length
     if length < 1:
         raise ValueError(f"got segment_length {segment_length}, expected at least 1 inner step")
     wanted = range(length, unroll.horizon, length)

@@ -18,7 +18,7 @@ from metalr.agents.dqn import train_dqn
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_callbacks import CHECKPOINT
 from metalr.agents.sb3_export import export_policy
-from metalr.agents.sb3_training import OPTIONS, Budget
+from metalr.agents.sb3_training import OPTIONS, Budget, provenance
 from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import EnvConfig, Transition
@@ -92,7 +92,7 @@ def build_transition(options: TrainOptions) -> Transition:
     recursive = options.agent == "dqn"
     action = ActionSpec(
         mode=options.mode or ("recursive" if recursive else "anchored"),
-        alpha=options.alpha or (2.3 if recursive else 3.0),
+        alpha=(2.3 if recursive else 3.0) if options.alpha is None else options.alpha,
         levels=options.levels if options.agent == "dqn" else 0,
     )
     config = EnvConfig(
@@ -161,8 +161,8 @@ def read_options(folder: Path) -> TrainOptions:
     return TrainOptions(**chosen)
 
 
-def export_folder(folder: Path) -> PolicyController:
-    """The controller of a run's last checkpoint; training need not be finished.
+def export_folder(folder: Path) -> tuple[PolicyController, dict[str, Any]]:
+    """The controller of a run's last checkpoint, and the facts for its card; training need not be finished.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
@@ -173,4 +173,4 @@ def export_folder(folder: Path) -> PolicyController:
     algorithm, _ = look_up(_AGENTS, options.agent, "agent")
     model = algorithm.load(folder / CHECKPOINT, device="cpu")
     transition = build_transition(options)
-    return export_policy(model, transition.config, transition.groups[0].schedule)
+    return export_policy(model, transition.config, transition.groups[0].schedule), provenance(folder)

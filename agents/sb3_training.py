@@ -7,19 +7,19 @@ The folder holds `config.json` (everything that defines the run), `checkpoint.zi
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from metalr.agents.sb3_callbacks import CHECKPOINT, CheckpointCallback, RewardCallback
+from metalr.agents.sb3_callbacks import CHECKPOINT, CheckpointCallback, read_progress
 from metalr.agents.sb3_export import export_policy
-from metalr.artefacts.controller_file import to_bytes
+from metalr.artefacts.controller_file import load_controller, to_bytes
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
 from metalr.files import write_whole
-from metalr.records import CONFIG, open_folder, versions
+from metalr.records import CONFIG, open_folder, read_config, versions
 from metalr.schedules import to_config
 
 CONTROLLER = "controller.safetensors"
@@ -97,23 +97,30 @@ def train_agent(
     card = {"agent": learner.name, "seed": seed, "settings": asdict(learner.settings), **_describe(transition)}
     _check_folder(folder, resume)
     open_folder(folder, {**card, "budget": asdict(budget), OPTIONS: options, "versions": _versions()})
+    if resume and (folder / CONTROLLER).is_file():  # written when training is done: nothing is left to do
+        return cast(PolicyController, load_controller(folder / CONTROLLER))
     transition.seed(seed)
     model = learner.build(transition, learner.settings, seed, folder / "tensorboard" if tensorboard else None)
     if resume and (folder / CHECKPOINT).is_file():
         model = _trained_so_far(model, transition, seed, folder / CHECKPOINT)
     timesteps = budget.episodes * transition.num_groups * transition.config.decisions
     keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
-    curve = RewardCallback()
-    _learn(model, timesteps, keeper, [curve, *learner.callbacks], progress)
-    results = {
-        "decisions_trained": model.num_timesteps,
-        "seconds": round(keeper.seconds, 1),
-        "learning_curve": curve.thinned(),
-        "versions": _versions(),
-    }
+    _learn(model, timesteps, [keeper, *learner.callbacks], keeper, progress)
     controller = export_policy(model, transition.config, transition.groups[0].schedule)
-    write_whole(folder / CONTROLLER, to_bytes(controller, {**card, **results}))
+    write_whole(folder / CONTROLLER, to_bytes(controller, provenance(folder)))
     return controller
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """The facts for the card of a controller from a run's last checkpoint: its config, and how far it has trained."""
+    config, progress = read_config(folder, "training"), read_progress(folder)
+    about = {key: value for key, value in config.items() if key not in ("kind", "budget", OPTIONS)}
+    return {
+        **about,
+        "decisions_trained": progress.timesteps,
+        "seconds": progress.seconds,
+        "learning_curve": progress.thinned_curve(),
+    }
 
 
 def falling(first: float, last: float) -> Callable[[float], float]:
@@ -140,14 +147,13 @@ def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, che
 
 
 def _learn(
-    model: BaseAlgorithm, timesteps: int, keeper: CheckpointCallback, others: list[BaseCallback], progress: bool
+    model: BaseAlgorithm, timesteps: int, callbacks: list[BaseCallback], keeper: CheckpointCallback, progress: bool
 ) -> None:
     """Train until the model has made so many time steps in all; save a checkpoint at the end, also after Ctrl-C."""
     left = timesteps - model.num_timesteps
     try:
         if left > 0:
-            callbacks = CallbackList([keeper, *others])
-            model.learn(left, callbacks, reset_num_timesteps=False, progress_bar=progress)
+            model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, progress_bar=progress)
     finally:
         keeper.init_callback(model)
         keeper.save()

@@ -85,8 +85,9 @@ class Export:
         if self.source.is_dir():
             from metalr.agents.run_folder import export_folder
 
-            controller: Any = export_folder(self.source)
-            card: dict[str, Any] = {"about": {"exported_from": self.source.name}}
+            controller: Any
+            controller, about = export_folder(self.source)
+            card: dict[str, Any] = {"about": {**about, "exported_from": self.source.name}}
         else:
             controller, card = load_controller(self.source), load_card(self.source)
         if self.target.suffix == ".safetensors":
@@ -182,12 +183,20 @@ class Compare:
 
 
 def _different_names(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """A short name for each controller file: its stem, or its folder's name where stems repeat."""
-    stems = [path.stem for path in paths]
-    return {
-        path.stem if stems.count(path.stem) == 1 and path.stem != "controller" else str(path.parent.name): path
-        for path in paths
-    }
+    """A short name for each controller file: its stem, with as many folders before it as tell the files apart.
+
+    A file `controller.safetensors` is named after its folder.
+
+    Raises:
+        ValueError: the same file comes twice.
+    """
+    places = [path.resolve().with_suffix("").parts for path in paths]
+    if len(set(places)) < len(places):
+        raise ValueError(f"got controllers {list(map(str, paths))}, expected different files: name each once")
+    by_folder = [place[:-1] if place[-1] == "controller" else place for place in places]
+    places = by_folder if len(set(by_folder)) == len(places) else places
+    depth = next(n for n in range(1, 100) if len({place[-n:] for place in places}) == len(places))
+    return {"/".join(place[-depth:]): path for place, path in zip(places, paths, strict=True)}
 
 
 @dataclass

@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from metalr import cli
+from metalr.artefacts.controller_file import load_card
 from metalr.cli import main
 
 pytestmark = [
@@ -44,6 +47,10 @@ def test_train_export_compare(tmp_path, capsys):
     folder, file = tmp_path / "run", tmp_path / "mine.safetensors"
     call("train", *SMALL, "--folder", str(folder))
     call("export", str(folder), str(file))
+    assert load_card(file)["about"] == {
+        **load_card(folder / "controller.safetensors")["about"],
+        "exported_from": "run",
+    }
     arguments = ["--task", "teacher-student", "--horizon", "20", "--num-lrs", "2", "--tuning-seeds", "1"]
     arguments += ["--report-seeds", "2", "--contenders", "constant", "cosine", "--controllers", str(file)]
     call("compare", *arguments, "--folder", str(tmp_path / "compare"))
@@ -64,6 +71,29 @@ def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path):
     assert {r["base_lr_factor"] for r in records if r["phase"] == "wrong-base"} == {0.01, 100.0}
     trials = {(r["contender"], r["trial"]) for r in records if r["phase"] == "tuning"}
     assert trials == {(name, trial) for name in ("cosine", "mnist1d-mlp") for trial in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("a/ppo", "b/dqn"), ["ppo", "dqn"]),
+        (("a/best/controller", "b/best/controller"), ["a/best", "b/best"]),
+        (("a/x/controller", "b/y/controller"), ["x", "y"]),
+        (("a/best", "a/best/controller"), ["best", "controller"]),
+        (("controller",), ["here"]),
+    ],
+)
+def test_controllers_have_different_names(files, names, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    found = cli._different_names(tuple(Path(f"{file}.safetensors") for file in files))
+    assert list(found) == names
+    assert list(found.values()) == [Path(f"{file}.safetensors") for file in files]
+
+
+def test_the_same_controller_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected different files"):
+        cli._different_names((tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"))
 
 
 def test_tune_prints_the_best_trials(capsys):

@@ -128,12 +128,21 @@ def test_an_interrupted_run_goes_on_where_it_was(agent, tmp_path, monkeypatch):
         train(options, tmp_path / "run", tensorboard=False)
     assert (tmp_path / "run" / CHECKPOINT).is_file()
     assert not (tmp_path / "run" / CONTROLLER).is_file()
-    half = export_folder(tmp_path / "run")
+    half, about = export_folder(tmp_path / "run")
+    curve_before = about["learning_curve"]
+    assert 0 < about["decisions_trained"] < options.episodes * options.decisions
     monkeypatch.setattr(Transition, "step", original)
     train(read_options(tmp_path / "run"), tmp_path / "run", tensorboard=False)
     card = load_card(tmp_path / "run" / CONTROLLER)
     assert card["about"]["decisions_trained"] == options.episodes * options.decisions
     assert half.config() == load_controller(tmp_path / "run" / CONTROLLER).config()
+    curve = card["about"]["learning_curve"]
+    assert curve[: len(curve_before)] == curve_before
+    assert len(curve) > len(curve_before)
+    written = (tmp_path / "run" / CONTROLLER).stat().st_mtime_ns
+    again = train(read_options(tmp_path / "run"), tmp_path / "run", tensorboard=False)
+    assert (tmp_path / "run" / CONTROLLER).stat().st_mtime_ns == written  # a finished run stays as it is
+    assert again.config() == half.config()
 
 
 def test_the_card_says_what_the_controller_is(tmp_path):
@@ -143,6 +152,13 @@ def test_the_card_says_what_the_controller_is(tmp_path):
     assert about["tasks"][0]["name"] == "teacher-student"
     assert about["env"]["base_lr_range"] == [0.1, 10.0]
     assert about["versions"]["torch"].startswith("2.")
+
+
+def test_an_alpha_of_zero_is_refused_and_not_replaced():
+    import dataclasses
+
+    with pytest.raises(ValueError, match="got alpha 0"):
+        build_transition(dataclasses.replace(TINY, alpha=0.0))
 
 
 def test_a_tensorboard_log_is_written(tmp_path):
@@ -179,6 +195,7 @@ def test_a_call_resumes_what_it_began_and_nothing_else(tmp_path):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     train(TINY, tmp_path / "run", tensorboard=False)
+    (tmp_path / "run" / CONTROLLER).unlink()  # with it the run would count as finished
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
     def refuse(descriptor):
