@@ -190,8 +190,7 @@ def feature(observation: Tensor, name: str) -> Tensor:
         ValueError: the name is not a feature.
 
     Example:
-        >>> from metalr.signals.observations import NUM_FEATURES
-        >>> feature(torch.arange(NUM_FEATURES), "update_ratio").item()
+        >>> feature(torch.arange(16), "update_ratio").item()
         2
     """
     return observation[..., FEATURE_NAMES.index(name)]
