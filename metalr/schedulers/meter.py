@@ -24,8 +24,8 @@ Scope = Literal["global", "param_group"]
 # On a CPU a copy of up to this many bytes stays allocated between measurements: fresh memory from the system costs a
 # page fault for every four kilobytes.
 _KEPT_BYTES = 16 * 2**20
-# The column of a group's measurement that is known last; `statistics` names all five.
-_SQUARE_UPDATE = 3
+# Columns of a group's measurement; `statistics` names all five.
+_SQUARE_LAST, _SQUARE_UPDATE = 1, 3
 
 
 class OptimizerMeter:
@@ -111,9 +111,15 @@ class OptimizerMeter:
 
     @torch.no_grad()
     def before_last(self) -> None:
-        """Compare them with the gradients of the last update, and keep the weights; call before that update."""
+        """Compare them with the gradients of the last update, and keep the weights; call before that update.
+
+        Called again because that update failed, it keeps what it has measured if the gradients are the same; otherwise
+        nothing is known of this interval, since the gradients to compare with have made room for the weights.
+        """
         gradients = self._gradients()
-        if self.buffers is None or _shapes(gradients) != _shapes(self.buffers):
+        if self.measured and self._same_as_measured(gradients):
+            return
+        if self.measured or self.buffers is None or _shapes(gradients) != _shapes(self.buffers):
             self.clear()
             return
         self.measured = []
@@ -130,6 +136,16 @@ class OptimizerMeter:
             self.measured.append([square_before, square_last, product, None, square_params])
             if copies and _shapes([held]) == _shapes([params]):
                 torch._foreach_copy_(held, params)
+
+    def _same_as_measured(self, gradients: list[list[Tensor]]) -> bool:
+        scale = self._unscale()
+        for row, last, weights in zip(self.measured, gradients, self._weights(), strict=True):
+            square = square_sum(last, weights) if last else None
+            if square is not None and scale is not None:
+                square = square * scale * scale
+            if (square is None) != (row[_SQUARE_LAST] is None) or square != row[_SQUARE_LAST]:
+                return False
+        return True
 
     @torch.no_grad()
     def after_last(self) -> None:

@@ -112,6 +112,66 @@ def test_the_callers_tensors_are_not_kept_alive():
     assert one_update() is None
 
 
+# Updates that fail
+
+
+def failing(training: Training, at: int, after=lambda: None) -> None:
+    """The optimizer's update number `at` fails once, as when memory runs out; made after the scheduler."""
+    left = [1]
+
+    def fail(*_):
+        if training.updates == at and left:
+            left.pop()
+            after()
+            raise MemoryError("this once")
+
+    training.optimizer.register_step_pre_hook(fail)
+
+
+def update_with_retry(training: Training, scheduler) -> list[float]:
+    try:
+        return training.update(scheduler)
+    except MemoryError:
+        return training.update(scheduler)
+
+
+@breaker_may_speak
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("at", range(12))
+def test_an_update_that_fails_and_is_retried_changes_nothing(at, kind):
+    calm, hard = Training(kind=kind), Training(kind=kind)
+    expected = calm.run(LearnedLR(calm.optimizer, random_policy(), HORIZON))
+    scheduler = LearnedLR(hard.optimizer, random_policy(), HORIZON)
+    failing(hard, at)
+    assert [update_with_retry(hard, scheduler) for _ in range(HORIZON)] == expected
+
+
+@breaker_may_speak
+def test_after_a_retry_with_other_gradients_nothing_is_known_of_them():
+    """Decisions fall at updates 5, 9, …; the gradients of update 4 are compared with those of update 3."""
+    training = Training()
+    scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON)
+    original = training.loss
+
+    def other_batch() -> None:
+        def loss():
+            value = original()
+            for p in training.model.parameters():
+                p.grad.mul_(0.5)
+            training.loss = original
+            return value
+
+        training.loss = loss
+
+    failing(training, 4, after=other_batch)
+    for _ in range(6):
+        update_with_retry(training, scheduler)
+    features = scheduler.history[-1]["features"]
+    assert scheduler.history[-1]["updates"] == 5
+    assert features["gradient_cosine"] == features["update_ratio"] == [0.0]
+    assert features["loss_noise"] != [0.0]
+
+
 # Horizons
 
 
