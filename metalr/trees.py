@@ -43,10 +43,13 @@ def replace_leaves(tree: Tree, new: list[Tensor]) -> Tree:
             return next(remaining)
         if not isinstance(node, tuple):
             return node
-        parts = [rebuild(part) for part in node]
-        return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
+        return _tuple_like(node, [rebuild(part) for part in node])
 
     return rebuild(tree)
+
+
+def _tuple_like(node: tuple, parts: list[Any]) -> Any:
+    return type(node)(*parts) if hasattr(node, "_fields") else tuple(parts)
 
 
 def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
@@ -57,8 +60,15 @@ def map_leaves(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tr
         >>> map_leaves(torch.add, (torch.tensor(1),), (torch.tensor(2),))
         (tensor(3),)
     """
-    columns = (leaves(each) for each in (tree, *others))
-    return replace_leaves(tree, [function(*row) for row in zip(*columns, strict=True)])
+
+    def walk(*nodes: Any) -> Any:
+        if isinstance(nodes[0], Tensor):
+            return function(*nodes)
+        if not isinstance(nodes[0], tuple):
+            return nodes[0]
+        return _tuple_like(nodes[0], [walk(*parts) for parts in zip(*nodes, strict=True)])
+
+    return walk(tree, *others)
 
 
 def concatenate(trees: list[Tree]) -> Tree:

@@ -42,3 +42,8 @@ def test_trees_are_joined_along_the_first_axis():
     assert joined[0].tolist() == [0, 0, 1]
     assert isinstance(joined[1], Pair)
     assert joined[1].first.shape == (3, 2)
+
+
+def test_trees_of_another_nesting_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        map_leaves(torch.add, TREE, TREE[:1])
