@@ -110,6 +110,8 @@ class DecisionClock:
 
     def may_be_skipped(self, flag: Tensor) -> None:
         """Record that the coming update does not count if `flag`, which stays on its device, is not zero."""
+        if self._skips and self._skips[-1][0] == self.updates:  # tried again, or announced by several calls
+            self._skips.pop()
         self._skips.append((self.updates, flag.detach().clone()))
 
     @property

@@ -115,6 +115,12 @@ class ControlledRun:
                 self.clock.may_be_skipped(flag)
         return self._skipping
 
+    def unstart(self) -> None:
+        """Forget the first decision, to take it again on other gradients before any update is made."""
+        like = torch.ones_like(self.state.multiplier)
+        self.clock.started = False
+        self.state = loop.init(self.controller.init(like), like)
+
     def start(self, lrs: list[float]) -> None:
         """Take the first decision, immediately before the first update.
 
@@ -122,6 +128,7 @@ class ControlledRun:
             lrs: of that update without a controller, one for each parameter group.
         """
         self.clock.started = True
+        self.history = History()
         self.state = loop.start(
             self.controller, self.state, self.meter.prospective_ratio(lrs), self._known(bool(self.losses))
         )

@@ -102,7 +102,7 @@ class LearnedLR(LRScheduler):
         # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
         clock = DecisionClock(horizon, controller.decisions if decisions is None else decisions, steps_per_action)
-        meter = OptimizerMeter(optimizer, scope, measure=measure)
+        meter = OptimizerMeter(optimizer, scope, measure=measure, repeatable=not hooks)
         # Ranks pair up as early as this, because one whose data ends before its first update must still be counted.
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
         self._require_constant_base()
@@ -282,6 +282,8 @@ class LearnedLR(LRScheduler):
             self._catch_up()
         if self.run.skips(getattr(self.optimizer, "found_inf", None)):
             return
+        if not self._uses_hooks and self.updates == 0:  # every call of `observe` may be the last before the update
+            self.run.unstart()
         if not self.run.clock.started:
             self.run.start(self._lrs())
             self._write_lrs()

@@ -36,17 +36,20 @@ class OptimizerMeter:
         scope: "global" measures all parameters together, including those of groups added later; "param_group" measures
             each of the present parameter groups separately.
         measure: False measures nothing and holds no memory.
+        repeatable: the calls before an update may come several times, each with the gradients as they are by then; the
+            last one counts. It takes a second copy of the gradients during the last update of an interval.
 
     Raises:
         ValueError: an unknown scope.
     """
 
-    def __init__(self, optimizer: Optimizer, scope: Scope, *, measure: bool = True) -> None:
+    def __init__(self, optimizer: Optimizer, scope: Scope, *, measure: bool = True, repeatable: bool = False) -> None:
         if scope not in ("global", "param_group"):
             raise ValueError(f"got scope {scope!r}, expected 'global' or 'param_group'")
         self.optimizer = optimizer
         self.scope = scope
         self.measure = measure
+        self.repeatable = repeatable
         self._spare: list[list[Tensor]] | None = None
         self.num_groups = 1 if scope == "global" else len(optimizer.param_groups)
         self.clear()
@@ -55,6 +58,7 @@ class OptimizerMeter:
         """Forget what was measured of the interval."""
         self.buffers: list[list[Tensor]] | None = None
         self.measured: list[list[Number | None]] = []
+        self._kept: list[list[Tensor]] | None = None
 
     def prospective_ratio(self, lrs: list[float]) -> Tensor:
         """The update ratio of the optimizer's first update, before it is made.
@@ -114,11 +118,16 @@ class OptimizerMeter:
         """Compare them with the gradients of the last update, and keep the weights; call before that update.
 
         Called again because that update failed, it keeps what it has measured if the gradients are the same; otherwise
-        nothing is known of this interval, since the gradients to compare with have made room for the weights.
+        nothing is known of this interval, since the gradients to compare with have made room for the weights. A
+        repeatable meter compares anew.
         """
         gradients = self._gradients()
         if self.measured and self._same_as_measured(gradients):
             return
+        if self.repeatable and self.measured and self._kept is not None:
+            self.buffers, self.measured = _clones(self._kept), []
+        elif self.repeatable and self.buffers is not None:
+            self._kept = _clones(self.buffers)
         if self.measured or self.buffers is None or _shapes(gradients) != _shapes(self.buffers):
             self.clear()
             return
@@ -164,11 +173,11 @@ class OptimizerMeter:
         flat = [buffer for held in self.buffers for buffer in held]
         small = sum(buffer.nbytes for buffer in flat) <= _KEPT_BYTES
         self._spare = self.buffers if small and all(buffer.device.type == "cpu" for buffer in flat) else None
-        self.buffers = None
+        self.buffers = self._kept = None
 
     def state(self) -> dict[str, Any]:
         """The measurements and copies held within an interval, as lists of tensors, numbers and None."""
-        held = None if self.buffers is None else [[b.clone() for b in group] for group in self.buffers]
+        held = None if self.buffers is None else _clones(self.buffers)
         return {"buffers": held, "measured": [list(row) for row in self.measured]}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -266,6 +275,10 @@ class OptimizerMeter:
 def _dense(gradient: Tensor) -> Tensor:
     gradient = local_part(gradient)
     return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _clones(groups: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [[tensor.clone() for tensor in group] for group in groups]
 
 
 def _shapes(groups: list[list[Tensor]]) -> list[list[torch.Size]]:

@@ -236,6 +236,8 @@ class Ranks:
         """
         if not isinstance(self.talk, Alone):
             losses = mean_by_update(*log.take(updates + 1))
+            if self.published is not None and self.published["stop"] == stop:  # said before, for the same update
+                losses = self.published["losses"] | losses
             self.published = {"stop": stop, "losses": losses}
             self.talk.publish(stop, losses)
 

@@ -172,6 +172,37 @@ def test_after_a_retry_with_other_gradients_nothing_is_known_of_them():
     assert features["loss_noise"] != [0.0]
 
 
+@breaker_may_speak
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["policy", "recurrent"])
+def test_accumulated_gradients_without_hooks_are_those_with_them(name, kind):
+    """Several calls of `observe` for one update: the gradients of the last one are those of the update."""
+
+    def accumulate(hooks: bool) -> tuple[list[list[float]], list[dict]]:
+        training = Training(kind=kind)
+        controller = CONTROLLERS_UNDER_TEST[name]
+        scheduler = LearnedLR(training.optimizer, controller, HORIZON, decisions=5, hooks=hooks)
+        rates = []
+        for _ in range(HORIZON):
+            training.optimizer.zero_grad()
+            for part in range(3):
+                inputs = torch.randn(
+                    4, 4, generator=torch.Generator().manual_seed(10 * training.updates + part), dtype=torch.float64
+                )
+                loss = (training.model(inputs) - inputs.sum(-1, keepdim=True).sin()).square().mean()
+                (loss / 3.0).backward()
+                scheduler.observe(loss)
+            rates.append([float(group["lr"]) for group in training.optimizer.param_groups])
+            training.optimizer.step()
+            training.updates += 1
+            scheduler.step()
+        return rates, scheduler.history
+
+    with_hooks, without = accumulate(True), accumulate(False)
+    assert without[1] == with_hooks[1]
+    assert without[0][1:] == with_hooks[0][1:]  # the first LR is set by the hook, after it was read here
+
+
 # Horizons
 
 
