@@ -117,8 +117,9 @@ class DecisionClock:
     @property
     def must_settle(self) -> bool:
         """Whether the count must be exact before the coming update, because that one may be measured."""
-        left = self.updates_left
-        return bool(self._skips) and (not self.started or (left is not None and left <= 2))
+        if not self._skips:
+            return False
+        return not self.started or (self.updates_left is not None and self.updates_left <= 2)
 
     def settle(self) -> list[int]:
         """Take back the updates that were skipped. This reads the device, so call it as rarely as decisions allow.

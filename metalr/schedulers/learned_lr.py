@@ -101,7 +101,9 @@ class LearnedLR(LRScheduler):
     ) -> None:
         # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
-        clock = DecisionClock(horizon, controller.decisions if decisions is None else decisions, steps_per_action)
+        self._clock = clock = DecisionClock(
+            horizon, controller.decisions if decisions is None else decisions, steps_per_action
+        )
         meter = OptimizerMeter(optimizer, scope, measure=measure, repeatable=not hooks)
         # Ranks pair up as early as this, because one whose data ends before its first update must still be counted.
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
@@ -141,10 +143,16 @@ class LearnedLR(LRScheduler):
         Raises:
             TypeError: `loss` is an integer: some loops pass an epoch number to every scheduler.
         """
-        first = self._step_count < 2
+        first, clock = self._step_count < 2, self._clock
         if not self._is_initial:
-            self._after_step_of_loop(loss)
-        if first or self.updates == self.run.clock.next_decision:  # not at every step: it is slow
+            if loss is not None:
+                self._take_late(loss)
+            if not self._uses_hooks:
+                self._after_update()
+            if clock.updates - self._called_at >= _EPOCH_LIKE:
+                self._warn_of_epochs()
+            self._called_at = clock.updates
+        if first or clock.updates == clock.next_decision:  # not at every step: it is slow
             _refuse_chain(sys._getframe(1).f_code)
         if first:
             super().step()  # with torch's own check of the order of calls
@@ -155,12 +163,12 @@ class LearnedLR(LRScheduler):
     @property
     def updates(self) -> int:
         """Optimizer updates made so far."""
-        return self.run.clock.updates
+        return self._clock.updates
 
     @property
     def horizon(self) -> int | None:
         """Optimizer updates in the run; None if unknown."""
-        return self.run.clock.horizon
+        return self._clock.horizon
 
     def set_horizon(self, horizon: int | None) -> None:
         """Lengthen or shorten the run; decisions already taken stand.
@@ -171,7 +179,7 @@ class LearnedLR(LRScheduler):
         Raises:
             ValueError: as for the class.
         """
-        self.run.clock.set_horizon(horizon)
+        self._clock.set_horizon(horizon)
         self._require_constant_base()
 
     def attach(self) -> None:
@@ -276,15 +284,16 @@ class LearnedLR(LRScheduler):
     def _before_update(self) -> None:
         if self.last_epoch < 0:  # waiting for its turn in a SequentialLR
             return
-        if self.run.clock.must_settle:
+        clock = self._clock
+        if clock.must_settle:
             self.run.settle()
-        if self.updates != self._written_at:
+        if clock.updates != self._written_at:
             self._catch_up()
         if self.run.skips(getattr(self.optimizer, "found_inf", None)):
             return
-        if not self._uses_hooks and self.updates == 0:  # every call of `observe` may be the last before the update
+        if clock.updates == 0 and not self._uses_hooks:  # every call of `observe` may be the last before the update
             self.run.unstart()
-        if not self.run.clock.started:
+        if not clock.started:
             self.run.start(self._lrs())
             self._write_lrs()
         self.run.before_update()
@@ -293,35 +302,33 @@ class LearnedLR(LRScheduler):
         if self.last_epoch >= 0:
             self.run.after_update()
 
-    def _after_step_of_loop(self, loss: Loss | None) -> None:
+    def _take_late(self, loss: Loss) -> None:
+        """Take the loss of the update just made."""
         if isinstance(loss, int):
             raise TypeError(
                 f"got step({loss}), a whole number, expected no argument or the loss: call step(), since updates "
                 "are counted by the scheduler itself"
             )
-        if loss is not None:
-            self.run.losses.add(loss, max(self.updates - int(self._uses_hooks), 0))
-        if not self._uses_hooks:
-            self._after_update()
-        if self.updates - self._called_at >= _EPOCH_LIKE:
-            self._warn_once(
-                "epochs",
-                f"scheduler.step() was called once after {self.updates - self._called_at} optimizer updates. "
-                "Decisions still come at the right updates, because updates are counted, not calls; "
-                "call step() after every optimizer.step() to silence this",
-            )
-        self._called_at = self.updates
+        self.run.losses.add(loss, max(self.updates - int(self._uses_hooks), 0))
+
+    def _warn_of_epochs(self) -> None:
+        self._warn_once(
+            "epochs",
+            f"scheduler.step() was called once after {self.updates - self._called_at} optimizer updates. "
+            "Decisions still come at the right updates, because updates are counted, not calls; "
+            "call step() after every optimizer.step() to silence this",
+        )
 
     def _catch_up(self) -> None:
         """Make up for a call of step() that did not come, unless another scheduler has taken over."""
-        if self.run.clock.over:
+        if self._clock.over:
             return  # no decision is left, and a SequentialLR may have moved on to its next part
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         if all(same_number(lr, last) for lr, last in zip(lrs, self._last_lr, strict=False)):
             self._decide_and_write()
 
     def _decide_and_write(self) -> None:
-        if self.run.decide_if_due() and self.run.exploded:
+        if self._clock.due and self.run.decide_if_due() and self.run.exploded:
             self._warn_once(
                 "breaker",
                 f"the loss exploded or was not finite before update {self.updates}; the LR was cut to "
@@ -330,13 +337,13 @@ class LearnedLR(LRScheduler):
         self._write_lrs()
 
     def _lrs(self) -> list[float]:
-        factor = self._ahead.factor(self.updates, self.horizon)
+        factor = self._ahead.factor(self._clock.updates, self._clock.horizon)
         multipliers = self.run.multipliers(len(self.base_lrs))
         return [lr_in_force(float(base), factor, m) for base, m in zip(self.base_lrs, multipliers, strict=True)]
 
     def _write_lrs(self) -> None:
         adopt_new_groups(self)
-        self._written_at = self.updates
+        self._written_at = self._clock.updates
         groups = self.optimizer.param_groups
         for group, lr in zip(groups, self._lrs(), strict=True):
             write_lr(group, lr)
