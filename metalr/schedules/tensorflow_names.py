@@ -2,6 +2,8 @@
 
 Definitions: `tf.compat.v1.train` and `tf.keras.optimizers.schedules`. Each call is translated into a
 schedule, a base LR and a horizon, so that settings copied from TensorFlow work in a `ScheduleLR`.
+
+The file is not named `tensorflow`: the package exports a function of that name, which the module would hide.
 """
 
 import inspect
