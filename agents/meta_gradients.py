@@ -61,7 +61,7 @@ def meta_gradient(
     """The meta-loss and its gradient, averaged over the runs that do not diverge.
 
     Args:
-        learned: an open-loop or closed-loop module of `metalr.learned.schedules`.
+        learned: an open-loop or closed-loop module, of `metalr.learned.schedules` or `metalr.learned.policies`.
         runs: the engine with the task; its runs are started anew.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, or None for the task's.
