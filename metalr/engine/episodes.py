@@ -59,7 +59,7 @@ def run_episode(
         ValueError: the horizon has fewer than two inner steps for each decision, or `base_lr` has another shape.
     """
     horizon = runs.task.horizon
-    starts = decision_steps(horizon, controller.decisions if decisions is None else decisions)
+    starts = decision_steps(horizon, decisions or controller.decisions, controller.spacing)
     if tuple(base_lr.shape) != (runs.num_runs,):
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)
@@ -72,7 +72,7 @@ def run_episode(
         first = torch.full((runs.num_runs,), start, device=runs.device)
         return interval_lr(controller.schedule, base_lr, state.multiplier, first, num_steps, horizon)
 
-    state = loop.start(controller, state, runs.probe(lr_of(0, 1)[0]).update_ratio, known)
+    state = loop.start(controller, state, runs.probe(lr_of(0, 1)[0]), horizon, known)
     record: dict[str, list[Tensor]] = {"lr": [], "log_loss": [], "observations": [], "multipliers": []}
     for start, stop in zip(starts, [*starts[1:], horizon], strict=True):
         lr = lr_of(start, stop - start)
@@ -80,7 +80,7 @@ def run_episode(
         for name, value in zip(record, (lr, stats.log_loss, state.observation, state.multiplier), strict=True):
             record[name].append(value)
         if stop < horizon:
-            state = loop.decide(controller, state, stats, stop / horizon, known)
+            state = loop.decide(controller, state, stats, stop, horizon, known)
     final = {split: tuple(runs.evaluate(split)) for split in splits}  # type: ignore[arg-type]
     return Episode(
         torch.cat(record["lr"]),
