@@ -21,11 +21,13 @@ class ScheduleController(Controller):
 
     Attributes:
         schedule: base schedule.
-        decisions: per run; they change nothing.
+        decisions: per run; they change nothing but when the run is observed.
+        spacing: of the decisions.
     """
 
     schedule: schedules.Schedule
     decisions: int = 40
+    spacing: Spacing = "even"
 
     def init(self, like: Tensor) -> tuple:
         return ()
@@ -38,6 +40,7 @@ class ScheduleController(Controller):
             "kind": "schedule",
             "schedule": schedules.to_config(self.schedule),
             "decisions": self.decisions,
+            "spacing": self.spacing,
         }
 
     def with_schedule(self, schedule: schedules.Schedule) -> "ScheduleController":
@@ -46,7 +49,8 @@ class ScheduleController(Controller):
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
         """Rebuild the controller from the results of `config` and `tensors`."""
-        return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
+        schedule, spacing = schedules.from_config(config["schedule"]), check_spacing(config["spacing"])
+        return ScheduleController(schedule, int(config["decisions"]), spacing)
 
 
 @dataclass(frozen=True)

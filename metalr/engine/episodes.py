@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalr.control import loop
 from metalr.control.controller import Controller, decision_steps
-from metalr.control.loop import Known
+from metalr.control.loop import EVERYTHING, Known
 from metalr.control.lr import interval_lr
 from metalr.engine.runs import BatchedRuns
 
@@ -41,7 +41,7 @@ def run_episode(
     base_lr: Tensor,
     *,
     decisions: int | None = None,
-    has_loss: bool = True,
+    known: Known = EVERYTHING,
     splits: Sequence[str] = ("train", "valid", "test"),
 ) -> Episode:
     """Train every run to its horizon under a controller.
@@ -52,7 +52,7 @@ def run_episode(
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, the LR that the controller is given.
         decisions: per run; the controller's own number by default.
-        has_loss: False hides the losses, as in a loop that passes none.
+        known: what the runs show, a number for all or `(num_runs, 1)`: `Known(loss=0.0)` hides the losses.
         splits: evaluated at the last step.
 
     Raises:
@@ -66,7 +66,6 @@ def run_episode(
     base_lr = base_lr.to(runs.device, torch.float64)
     like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
     state = loop.init(controller.init(like), like)
-    known = Known(loss=float(has_loss))
 
     def lr_of(start: int, num_steps: int) -> Tensor:
         first = torch.full((runs.num_runs,), start, device=runs.device)
