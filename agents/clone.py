@@ -229,6 +229,9 @@ class ClonePolicy(nn.Module):
         seed: of the initial weights; the read-out starts at zero, so that the untrained policy changes nothing.
     """
 
+    cell: nn.GRU
+    head: nn.Linear
+
     def __init__(self, hidden_size: int, seed: int = 0) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
@@ -246,15 +249,15 @@ class ClonePolicy(nn.Module):
     def controller(self, config: CloneConfig, decisions: int = 40) -> RecurrentPolicyController:
         """The policy as a controller."""
         weights = {
-            "from_input.weight": self.cell.weight_ih_l0,
-            "from_input.bias": self.cell.bias_ih_l0,
-            "from_memory.weight": self.cell.weight_hh_l0,
-            "from_memory.bias": self.cell.bias_hh_l0,
-            "head.weight": self.head.weight,
-            "head.bias": self.head.bias,
+            "from_input.weight": "cell.weight_ih_l0",
+            "from_input.bias": "cell.bias_ih_l0",
+            "from_memory.weight": "cell.weight_hh_l0",
+            "from_memory.bias": "cell.bias_hh_l0",
+            "head.weight": "head.weight",
+            "head.bias": "head.bias",
         }
         return RecurrentPolicyController(
-            {name: tensor.detach() for name, tensor in weights.items()},
+            {name: self.state_dict()[own] for name, own in weights.items()},
             config.action,
             config.schedule,
             decisions,
