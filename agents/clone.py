@@ -62,7 +62,7 @@ class CloneConfig:
     """
 
     action: ActionSpec = field(default_factory=lambda: ActionSpec("recursive", alpha=3.0, low=1e-3, high=1e3))
-    schedule: Schedule = field(default_factory=lambda: schedules.WSD(warmup=0.0, decay=0.3, shape="linear"))
+    schedule: Schedule = field(default_factory=lambda: schedules.WSD(warmup=0.05, decay=0.4, shape="linear"))
     decisions: tuple[int, int] = (10, 80)
     spacing: Spacing = "doubling"
     guess: tuple[float, float] = (0.01, 100.0)

@@ -37,7 +37,7 @@ class Grid:
 
     num_lrs: int = 15
     decades: float = 5.0
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
     def log_lrs(self, task: Task) -> Tensor:
         """Natural logarithms of the LRs, `(num_lrs,)` float64, ascending."""

@@ -76,15 +76,21 @@ class RecurrentPolicyController(Controller):
         memory = like.new_zeros(*like.shape, self.memory_size)
         return RecurrentState(memory, actions.initial_state(self.action, like))
 
-    def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def decide(self, observation: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy's action `(num_runs, num_groups)`, not yet clipped, and the new memory."""
+
         def linear(inputs: Tensor, name: str) -> Tensor:
             weight, bias = (self.weights[f"{name}.{part}"].to(inputs) for part in ("weight", "bias"))
             return functional.linear(inputs, weight, bias)
 
         seen = observation if self._mask is None else observation * self._mask.to(observation)
-        memory = gru_cell(linear(seen, "from_input"), linear(state.memory, "from_memory"), state.memory)
-        multiplier, action = actions.act(self.action, linear(memory, "head")[..., 0], observation, state.action)
-        return multiplier, RecurrentState(memory, action)
+        memory = gru_cell(linear(seen, "from_input"), linear(memory, "from_memory"), memory)
+        return linear(memory, "head")[..., 0], memory
+
+    def __call__(self, observation: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        action, memory = self.decide(observation, state.memory)
+        multiplier, action_state = actions.act(self.action, action, observation, state.action)
+        return multiplier, RecurrentState(memory, action_state)
 
     def config(self) -> dict[str, Any]:
         visible = None if self.visible is None else list(self.visible)
