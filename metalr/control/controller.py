@@ -38,7 +38,7 @@ def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> l
         >>> decision_steps(10, 4)
         [0, 3, 5, 8]
         >>> decision_steps(100, 10, "doubling")
-        [0, 2, 4, 8, 16, 26, 37, 47, 58, 68, 79, 89]
+        [0, 2, 4, 8, 16, 27, 37, 48, 58, 69, 79, 90]
     """
     if decisions < 1 or horizon < 2 * decisions:
         raise ValueError(

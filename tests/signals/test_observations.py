@@ -142,7 +142,9 @@ def test_later_intervals_are_compared_with_the_first_the_last_and_the_best():
     assert {name: got[name] for name in expected} == approx(expected)
 
 
-@pytest.mark.parametrize(("cosine", "expected"), [(-0.5, -0.99978274), (1e-4, -0.99978274), (1.0, 1.0), (0.01, -0.49781760)])
+@pytest.mark.parametrize(
+    ("cosine", "expected"), [(-0.5, -0.99978274), (1e-4, -0.99978274), (1.0, 1.0), (0.01, -0.49781760)]
+)
 def test_signal_to_noise_is_clipped(cosine, expected):
     # log10(0.001 / 0.999) = -2.99956549 and log10(0.01 / 0.99) = -1.99563519, each plus 1, over 2.
     assert features_of(stats_of([1.0, 1.0], cosine=cosine))["signal_to_noise"] == pytest.approx(expected, abs=1e-8)
