@@ -146,6 +146,7 @@ def update_stats(sums: UpdateSums) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     Example:
         Gradient descent with LR 0.5 on ½·w² from w = 2: the gradients are 2 and 1, the update is -1.
 
+        >>> from metalr.signals.stats import UpdateSums
         >>> sums = UpdateSums(*(torch.tensor([[value]]) for value in (4.0, 1.0, 2.0, -2.0, -1.0, 1.0, 1.0)))
         >>> norm, cosine, update_ratio, log_descent, overshoot, edge_ratio = update_stats(sums)
         >>> cosine.item(), update_ratio.item(), overshoot.item(), edge_ratio.item()
