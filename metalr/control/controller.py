@@ -27,9 +27,9 @@ def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> l
         horizon: inner steps in the run.
         decisions: per run, if evenly spaced.
         spacing: "even" has them at round(d · horizon / decisions) for d = 0, 1, …; "doubling" at 0, 2, 4, 8, … until
-            the spacing reaches horizon / decisions, and evenly from there on, so that there are a few more. An interval
-            of one step would show nothing that was not known before it: the gradient after an update, and whether the
-            loss rose, are seen with the next step.
+            the spacing reaches horizon / decisions or the horizon comes, and evenly from there on, so that there are a
+            few more. An interval of one step would show nothing that was not known before it: the gradient after an
+            update, and whether the loss rose, are seen with the next step.
 
     Raises:
         ValueError: fewer than two inner steps for each decision.
@@ -38,7 +38,7 @@ def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> l
         >>> decision_steps(10, 4)
         [0, 3, 5, 8]
         >>> decision_steps(100, 10, "doubling")
-        [0, 2, 4, 8, 16, 26, 37, 47, 58, 68, 79, 89]
+        [0, 2, 4, 8, 16, 27, 37, 48, 58, 69, 79, 90]
     """
     if decisions < 1 or horizon < 2 * decisions:
         raise ValueError(
@@ -47,7 +47,7 @@ def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> l
         )
     early = [0]
     if spacing == "doubling":
-        while max(early[-1], 2) * decisions < horizon:
+        while max(early[-1], 2) * decisions < horizon and max(2 * early[-1], 2) + 2 <= horizon:
             early.append(max(2 * early[-1], 2))
     start = early.pop()
     rest = horizon - start

@@ -37,7 +37,7 @@ class RuleState(NamedTuple):
 
     Attributes:
         multiplier: in force.
-        best: log loss at the last improvement, relative to the first interval; infinite before any.
+        best: log loss at the last improvement, relative to that at the start; infinite before any.
         bad: intervals in a row without an improvement.
         good: intervals in a row with an improvement.
         wait: decisions of cooldown left.
@@ -122,7 +122,7 @@ class ReactiveRule(Controller):
 
 
 def _improved(observation: Tensor, state: RuleState, threshold: float) -> tuple[Tensor, Tensor]:
-    """Whether the loss is below best · (1 - threshold) without an explosion, and log(loss / first loss)."""
+    """Whether the loss is below best · (1 - threshold) without an explosion, and log(loss / loss at the start)."""
     exploded = feature(observation, "loss_exploded") > 0.0
     log_loss = unsoft(feature(observation, "loss_total"), 1.0)
     return (log_loss < state.best + math.log1p(-threshold)) & ~exploded, log_loss
@@ -168,8 +168,8 @@ class ReduceOnPlateau(ReactiveRule):
 class LossDecay(ReactiveRule):
     """Lower the LR as a power of the loss.
 
-    Equation: multiplier = min(1, (mean loss / mean loss of the first interval) ** power). With power 2, the LR is a
-    quarter of the base when the loss has halved.
+    Equation: multiplier = min(1, (mean loss / loss at the start) ** power). With power 2, the LR is a quarter of the
+    base when the loss has halved. Where no loss is passed at the start, the first interval takes its place.
 
     Attributes:
         power: exponent.

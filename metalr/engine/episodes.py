@@ -59,7 +59,7 @@ def run_episode(
         ValueError: the horizon has fewer than two inner steps for each decision, or `base_lr` has another shape.
     """
     horizon = runs.task.horizon
-    starts = decision_steps(horizon, decisions or controller.decisions, controller.spacing)
+    starts = decision_steps(horizon, controller.decisions if decisions is None else decisions, controller.spacing)
     if tuple(base_lr.shape) != (runs.num_runs,):
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)

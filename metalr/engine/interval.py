@@ -33,7 +33,8 @@ class Trace(NamedTuple):
 
     Attributes:
         losses: `(num_steps, num_runs)`.
-        gradient_before, gradient_after: of these two steps, `(num_runs, num_params)`.
+        gradient_before, gradient_after: of these two steps, `(num_runs, num_params)`; one and the same where the
+            interval has one step, which `measure` cannot use.
         params_before, params_after: weights at which they were taken, `(num_runs, num_params)`.
     """
 
@@ -61,7 +62,7 @@ def run_interval(
 
 
 def run_steps(advance: Advance, state: RunState, batches: Iterable[Batch], lr: Tensor) -> tuple[RunState, Trace]:
-    """Apply an inner step for each LR, at least two, and keep what `measure` needs."""
+    """Apply an inner step for each LR and keep what `measure` needs."""
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
     params: list[Tensor] = []
@@ -70,7 +71,7 @@ def run_steps(advance: Advance, state: RunState, batches: Iterable[Batch], lr: T
         state, loss, gradient = advance(state, batch, step_lr)
         gradients = [*gradients[-1:], gradient]
         losses.append(loss)
-    return state, Trace(torch.stack(losses), *gradients, *params)
+    return state, Trace(torch.stack(losses), gradients[0], gradients[-1], params[0], params[-1])
 
 
 def measure(layout: ParameterLayout, trace: Trace) -> RunStats:

@@ -141,6 +141,11 @@ def _known(value: Tensor, fallback: Tensor) -> Tensor:
     return torch.where(value.isnan(), fallback, value)
 
 
+def _log10(value: Tensor) -> Tensor:
+    # The clamp also stops derivatives: that of a logarithm of zero or NaN would be NaN even when multiplied by zero.
+    return value.clamp(min=1e-30).log10()
+
+
 def _finite(value: Tensor) -> Tensor:
     return torch.where(value.abs() < math.inf, value, torch.full_like(value, torch.nan))
 
@@ -151,7 +156,7 @@ def _running(mean: Tensor, value: Tensor, memory: float) -> Tensor:
 
 
 def _update_ratio_feature(update_ratio: Tensor) -> Tensor:
-    return ((update_ratio.log10() + 3.0) / 3.0).clamp(-1.0, 1.0)
+    return ((_log10(update_ratio) + 3.0) / 3.0).clamp(-1.0, 1.0)
 
 
 def _polyak_features(log_loss: Tensor, log_descent: Tensor, left: Tensor) -> dict[str, Tensor]:
@@ -225,7 +230,7 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         Features `(num_runs, num_groups, NUM_FEATURES)` and the new memory.
     """
     zero, one = torch.full_like(stats.gradient_norm, 0.0), torch.full_like(stats.gradient_norm, 1.0)
-    log_loss, log_norm = _seen(stats.log_loss, context, zero), _finite(stats.gradient_norm.log())
+    log_loss, log_norm = _seen(stats.log_loss, context, zero), _finite(stats.gradient_norm.clamp(min=1e-30).log())
     new = _remember(stats, log_loss, log_norm, state, context)
     # Before the first interval the memory is NaN. A change from NaN would also end as 0, but through a NaN whose
     # derivative poisons every gradient; the current value in its place gives the same 0.
@@ -252,8 +257,8 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
         "loss_trend": soft(log_loss - _known(state.mean_log_loss, log_loss), 0.3),
         "loss_over_best": soft(log_loss - new.best_log_loss, 0.1),
         "loss_slope": soft(certainty, 3.0),
-        "loss_slope_left": soft(slope * left, 1.0),
-        "loss_noise": ((noise.log10() + 1.0) / 2.0).clamp(-1.0, 1.0),
+        "loss_slope_left": torch.where(left.isnan(), left, soft(slope * _known(left, one), 1.0)),
+        "loss_noise": ((_log10(noise) + 1.0) / 2.0).clamp(-1.0, 1.0),
         "loss_exploded": exploded,
         "over_lowest_overshot": over_overshot,
         "over_steepest": soft(multiplier - new.steepest, 1.0),
@@ -269,7 +274,9 @@ def _line(stats: RunStats, context: Context, zero: Tensor) -> tuple[Tensor, Tens
     slope = _seen(stats.log_loss_slope, context, zero)
     noise = torch.where(count > 2.5, _seen(stats.log_loss_noise, context, zero), torch.full_like(count, torch.nan))
     step_square = (count * (count * count - 1.0) / 12.0).clamp(min=1e-6)
-    certainty = slope / (noise / step_square.sqrt()).clamp(min=1e-12)
+    error = (noise / step_square.sqrt()).clamp(min=1e-12)
+    # A derivative that comes back through a quotient by NaN is NaN, even where the quotient itself is not used.
+    certainty = torch.where(error.isnan(), error, slope / _known(error, torch.full_like(error, 1.0)))
     return slope, noise, certainty
 
 

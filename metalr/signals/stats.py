@@ -115,10 +115,17 @@ def loss_stats(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     step_square = (centred_step * centred_step).sum(0)
     slope = (centred_step * centred_loss).sum(0) / step_square.clamp(min=_TINY)
     residual = ((centred_loss * centred_loss).sum(0) - slope * slope * step_square).clamp(min=0.0)
-    noise = (residual / (count - 2.0).clamp(min=1.0)).sqrt()
+    noise = _root(residual / (count - 2.0).clamp(min=1.0))
     mean = torch.where(count > 0.0, mean, torch.full_like(mean, torch.nan))
     exploded = torch.where(finite, zero, one).sum(0).clamp(max=1.0)
     return mean, slope, noise, count, exploded
+
+
+def _root(square: Tensor) -> Tensor:
+    """Square root with a derivative of zero at zero, which every interval of two losses has."""
+    known = square > 0.0
+    root = torch.where(known, square, torch.full_like(square, 1.0)).sqrt()
+    return torch.where(known, root, torch.full_like(root, 0.0))
 
 
 def norm(square: Tensor) -> Tensor:
@@ -139,6 +146,7 @@ def update_stats(sums: UpdateSums) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     Example:
         Gradient descent with LR 0.5 on ½·w² from w = 2: the gradients are 2 and 1, the update is -1.
 
+        >>> from metalr.signals.stats import UpdateSums
         >>> sums = UpdateSums(*(torch.tensor([[value]]) for value in (4.0, 1.0, 2.0, -2.0, -1.0, 1.0, 1.0)))
         >>> norm, cosine, update_ratio, log_descent, overshoot, edge_ratio = update_stats(sums)
         >>> cosine.item(), update_ratio.item(), overshoot.item(), edge_ratio.item()

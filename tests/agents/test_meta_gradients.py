@@ -159,6 +159,18 @@ def test_closed_loop_meets_finite_differences(policy):
     assert relative(segments.vector(), full.vector()) < 1e-8
 
 
+@pytest.mark.parametrize("horizon", [10, 12])  # intervals of two inner steps, or of two and three
+@pytest.mark.parametrize("make", [partial(MLPPolicy, (2,)), partial(GRUPolicy, 1)], ids=["mlp", "gru"])
+def test_intervals_of_two_inner_steps_meet_finite_differences(make, horizon):
+    """Two losses lie on a line without noise, the root of zero, whose derivative is infinite."""
+    policy = make(decisions=5)
+    excite(policy)
+    runs, seeds = engine(small_task(partial(models.MLP, [16, 2, 3], torch.tanh), horizon=horizon), 1), torch.arange(1)
+    directions = some_directions(policy)
+    found = directions @ meta_gradient(policy, runs, seeds, meta_loss="final-train").vector()
+    assert relative(found, finite_difference(policy, runs, seeds, "final-train", directions)) < 1e-6
+
+
 def test_closed_loop_trains_as_its_exported_controller():
     from metalr.engine.episodes import run_episode
     from metalr.learned.export import controller_of

@@ -89,11 +89,13 @@ def test_a_multiplier_stays_inside_its_bounds(spec, decisions):
 @settings(max_examples=200, deadline=None)
 @given(SPECS, DECISIONS)
 def test_after_an_explosion_the_multiplier_is_cut_or_at_its_lower_bound(spec, decisions):
-    got = play(spec, *decisions)
+    got, good = play(spec, *decisions), 1.0
     for index in range(1, len(got)):
         if decisions[index][1]:
-            limit = 0.3 * min(got[index - 1], 1.0)
+            limit = 0.3 * min(got[index - 1], good)
             assert got[index] <= max(limit, spec.low) * (1.0 + 1e-12)
+        else:
+            good = got[index - 1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -129,9 +131,14 @@ def test_the_breaker_goes_below_the_last_good_multiplier():
     assert got[-1] == pytest.approx(0.3 * math.exp(-1.5), rel=1e-9)
 
 
-def test_the_breaker_goes_below_the_base_where_more_was_good():
-    # Good at 4.48, exploded at 20: not 0.3 · 4.48, which may be what is too big.
-    assert play(ANCHORED, (0.5, 0), (1.0, 0), (1.0, 1))[-1] == pytest.approx(0.3, rel=1e-9)
+def test_the_breaker_stays_above_the_base_where_more_was_good():
+    # Good at exp(1.5) = 4.48, exploded at 20: a base that is far too small is no measure of what is safe.
+    got = play(ANCHORED, (0.5, 0), (1.0, 0), (1.0, 1), (1.0, 0))
+    assert got == pytest.approx([4.4816890703, 20.0, 1.3445067211, 1.7478587374], rel=1e-9)
+
+
+def test_before_any_good_interval_the_base_counts_as_good():
+    assert play(ANCHORED, (1.0, 0), (1.0, 1), (1.0, 0)) == pytest.approx([20.0, 0.3, 0.39], rel=1e-9)
 
 
 def test_a_policy_may_stay_below_the_breaker():

@@ -19,12 +19,12 @@ from metalr.control.actions import ActionSpec
 from metalr.control.catalog import CONTROLLERS, build_controller
 from metalr.control.controller import decision_steps
 from metalr.control.policy import PolicyController, PolicyNetwork
-from metalr.control.reference import ScheduleController
+from metalr.control.reference import RandomController, ScheduleController
 from metalr.learned.export import controller_of
 from metalr.learned.policies import GRUPolicy
 from metalr.schedules import Constant, Cosine
 from metalr.signals.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
-from tests.support.policies import random_policy
+from tests.support.policies import random_policy, recurrent_policy
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -37,16 +37,24 @@ def policy(visible=None, **action) -> PolicyController:
 
 # Controllers whose constructor needs arguments; any other entry of the registry is made with its defaults.
 EXAMPLES = {
-    "schedule": [lambda: ScheduleController(Cosine())],
+    "schedule": [lambda: ScheduleController(Cosine()), lambda: ScheduleController(Cosine(), 7, "doubling")],
+    "random": [RandomController, lambda: RandomController(spacing="doubling")],
     "policy": [
         policy,
         lambda: policy(mode="recursive", alpha=0.5),
         lambda: policy(levels=7),
         lambda: policy(visible=("progress",)),
         lambda: policy(visible=()),
+        lambda: random_policy(spacing="doubling"),
     ],
-    "recurrent": [lambda: controller_of(GRUPolicy(decisions=20), schedule=Cosine())],
-    "replay": [lambda: ablations.ReplayController((1.0, 0.5, 0.25), Cosine())],
+    "recurrent": [
+        lambda: controller_of(GRUPolicy(decisions=20), schedule=Cosine()),
+        lambda: recurrent_policy(visible=("polyak", "has_loss"), spacing="doubling"),
+    ],
+    "replay": [
+        lambda: ablations.ReplayController((1.0, 0.5, 0.25), Cosine()),
+        lambda: ablations.ReplayController((1.0, 0.5, 0.25), Cosine(), "doubling"),
+    ],
 }
 assert set(rules.RULES) <= set(CONTROLLERS)
 CASES = [(kind, build) for kind in CONTROLLERS for build in EXAMPLES.get(kind, [CONTROLLERS[kind]])]
@@ -58,7 +66,7 @@ def observations(num_decisions=6, num_runs=3, num_groups=2, dtype=torch.float64)
     low, high = (torch.tensor([getattr(f, end) for f in FEATURES], dtype=dtype) for end in ("low", "high"))
     shape = (num_decisions, num_runs, num_groups, NUM_FEATURES)
     drawn = low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    for name in ("has_history", "has_loss", "has_horizon"):
+    for name in ("has_history", "has_loss", "has_horizon", "has_gradient"):
         drawn[..., FEATURE_NAMES.index(name)] = 1.0
     drawn[0, ..., FEATURE_NAMES.index("has_history")] = 0.0
     exploded = FEATURE_NAMES.index("loss_exploded")
@@ -103,6 +111,7 @@ def test_config_and_tensors_rebuild_the_controller(kind, build):
     seen = observations()
     assert torch.equal(play(controller, seen), play(rebuilt, seen))
     assert rebuilt.decisions == controller.decisions
+    assert rebuilt.spacing == controller.spacing
     assert rebuilt.schedule == controller.schedule
     assert rebuilt.config() == controller.config()
 
@@ -156,6 +165,7 @@ def test_another_base_schedule(kind, build):
     changed = controller.with_schedule(Constant())
     assert changed.schedule == Constant()
     assert type(changed) is type(controller)
+    assert changed.decision_steps(1000) == controller.decision_steps(1000)
     assert changed.config() == {**controller.config(), "schedule": changed.config()["schedule"]}
 
 
@@ -270,9 +280,73 @@ def test_decisions_of_a_horizon_that_does_not_divide():
     assert decision_steps(53, 7) == [0, 8, 15, 23, 30, 38, 45]
 
 
+CASE = st.integers(1, 200).flatmap(
+    lambda d: st.tuples(st.just(d), st.integers(2 * d, 20 * d) | st.integers(2 * d, 20_000))
+)
+
+
+@given(CASE)
+def test_early_decisions_come_after_2_4_8_updates(case):
+    decisions, horizon = case
+    steps = decision_steps(horizon, decisions, "doubling")
+    gaps = [b - a for a, b in zip(steps, [*steps[1:], horizon], strict=True)]
+    assert steps[0] == 0
+    assert min(gaps) >= 2
+    # Rounding the number of the even intervals, at least D - 2 of them, lengthens each by at most half of one's share.
+    longest = Fraction(horizon, decisions) * (1 + Fraction(1, 2 * max(decisions - 2, 1)))
+    assert max(gaps) <= (longest if decisions > 2 else Fraction(horizon, decisions)) + 1
+    doublings = [2**power for power in range(1, 64)]
+    early = [step for step, double in zip(steps[1:], doublings, strict=False) if step == double]
+    assert steps[1 : 1 + len(early)] == early
+    # Doubling lasts as long as the spacing is below T / D, or until the horizon leaves no room.
+    last = early[-1] if early else 2
+    assert last * decisions >= horizon or 2 * last + 2 > horizon or (not early and horizon < 4)
+    even = gaps[len(early) :]
+    assert max(even) - min(even) <= 1
+    assert all(gap * decisions < 2 * horizon for gap in gaps[: len(early)])
+
+
+@given(st.integers(1, 500))
+def test_at_two_updates_each_both_spacings_are_the_same(decisions):
+    assert decision_steps(2 * decisions, decisions, "doubling") == decision_steps(2 * decisions, decisions)
+
+
+def test_early_decisions_in_numbers():
+    # 84 updates are left after 16: eight intervals of 10.5, half rounded up.
+    assert decision_steps(100, 10, "doubling") == [0, 2, 4, 8, 16, 27, 37, 48, 58, 69, 79, 90]
+    # Of the 21 updates, 17 are left after 4: eight intervals of 2.125.
+    assert decision_steps(21, 10, "doubling") == [0, 2, 4, 6, 8, 10, 13, 15, 17, 19]
+    assert decision_steps(40, 4, "doubling") == [0, 2, 4, 8, 16, 28]
+
+
+@pytest.mark.parametrize(
+    ("horizon", "decisions", "expected"),
+    [
+        (2, 1, [0]),
+        (3, 1, [0]),
+        (4, 1, [0, 2]),
+        (100, 1, [0, 2, 4, 8, 16, 32, 64]),
+        (5, 2, [0, 2]),
+        (6, 2, [0, 2, 4]),
+        (9, 2, [0, 2, 4]),
+        (33, 2, [0, 2, 4, 8, 16]),
+    ],
+)
+def test_doubling_stops_before_the_horizon(horizon, decisions, expected):
+    assert decision_steps(horizon, decisions, "doubling") == expected
+
+
+@pytest.mark.parametrize("spacing", ["even", "doubling"])
 @pytest.mark.parametrize(("horizon", "decisions"), [(7, 4), (1, 1), (0, 1), (10, 0), (10, -2)])
-def test_a_horizon_that_is_too_short(horizon, decisions):
+def test_a_horizon_that_is_too_short(horizon, decisions, spacing):
     with pytest.raises(
         ValueError, match=f"got horizon {horizon} with {decisions} decisions, expected .*: use a horizon"
     ):
-        decision_steps(horizon, decisions)
+        decision_steps(horizon, decisions, spacing)
+
+
+@pytest.mark.parametrize("controller", [random_policy(), recurrent_policy(), ScheduleController(Cosine())])
+@pytest.mark.parametrize("spacing", ["tripling", "", None, 2])
+def test_an_unknown_spacing(controller, spacing):
+    with pytest.raises(ValueError, match=r"got spacing .*, expected 'even' or 'doubling'"):
+        build_controller(controller.config() | {"spacing": spacing}, controller.tensors())

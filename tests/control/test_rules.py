@@ -24,8 +24,8 @@ from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Linear
-from metalr.signals.observations import soft
-from metalr.signals.stats import RunStats
+from metalr.signals.observations import NUM_FEATURES, soft
+from metalr.signals.stats import Prospect, RunStats
 from metalr.tasks.catalog import make_task
 
 
@@ -34,24 +34,27 @@ def stats(loss: float, norm: float = 1.0, runs: int = 1, exploded: float = 0.0) 
     one = torch.ones(runs, dtype=torch.float64)
     log_loss = one * (math.log(loss) if math.isfinite(loss) else math.nan)
     column = one[:, None]
-    return RunStats(
-        log_loss, one * 0.0, one * 0.1, one * 10.0, one * exploded, column * norm, column * 0.0, column * 1e-3
-    )
+    of_loss = log_loss, one * 0.0, one * 0.1, one * 10.0, one * exploded
+    return RunStats(*of_loss, column * norm, column * 0.0, column * 1e-3, column * -5.0, column * 0.0, column * 1.0)
 
 
-def multipliers(rule: ReactiveRule, intervals: list[RunStats], **known: float) -> list[float]:
+def multipliers(rule: ReactiveRule, intervals: list[RunStats], start: float = math.nan, **known: float) -> list[float]:
+    """The multiplier at the start, where the loss is `start` (NaN if no loss is passed there), and after intervals."""
     like = torch.ones(1, 1, dtype=torch.float64)
-    state = loop.start(rule, loop.init(rule.init(like), like), 1e-3 * like, Known(**known))
+    prospect = Prospect(1e-3 * like, -5.0 * like, start * like[:, 0])
+    prospect = prospect._replace(log_loss=prospect.log_loss.log())
+    horizon = 10.0 * (len(intervals) + 1)
+    state = loop.start(rule, loop.init(rule.init(like), like), prospect, horizon, Known(**known))
     found = [state.multiplier.item()]
     for index, interval in enumerate(intervals):
-        state = loop.decide(rule, state, interval, (index + 1) / (len(intervals) + 1), Known(**known))
+        state = loop.decide(rule, state, interval, 10.0 * (index + 1), horizon, Known(**known))
         found.append(state.multiplier.item())
     return found
 
 
-def after(rule: ReactiveRule, losses: list[float]) -> list[float]:
+def after(rule: ReactiveRule, losses: list[float], start: float = math.nan) -> list[float]:
     """The multiplier after each interval with these mean losses."""
-    return multipliers(rule, [stats(loss) for loss in losses])[1:]
+    return multipliers(rule, [stats(loss) for loss in losses], start)[1:]
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0])
@@ -67,7 +70,7 @@ def test_contract(name: str) -> None:
     assert rebuilt == rule
     assert rule.with_schedule(Linear()).schedule == Linear()
     torch.manual_seed(0)
-    observation = torch.rand(5, 2, 16, dtype=torch.float64) * 2.0 - 1.0
+    observation = torch.rand(5, 2, NUM_FEATURES, dtype=torch.float64) * 2.0 - 1.0
     state = rule.init(observation[..., 0])
     before = [value.clone() for value in state]
     multiplier, new = rule(observation, state)
@@ -107,6 +110,7 @@ def test_reduce_on_plateau_is_torchs(patience: int, cooldown: int, threshold: fl
 
 def test_loss_decay_follows_a_power_of_the_loss() -> None:
     assert after(LossDecay(power=2.0), [4.0, 2.0, 8.0]) == pytest.approx([1.0, 0.25, 1.0])
+    assert after(LossDecay(power=2.0), [4.0, 2.0, 8.0], start=8.0) == pytest.approx([0.25, 0.0625, 1.0])
 
 
 def test_gradient_norm_rule_by_hand() -> None:
@@ -126,6 +130,14 @@ def test_greedy_by_hand() -> None:
 def test_up_down_by_hand() -> None:
     found = after(UpDownRule(up=1.5, down=0.5), [4.0, 3.0, 3.5, 3.4])
     assert found == pytest.approx([1.0, 1.5, 0.75, 1.125])
+
+
+@pytest.mark.parametrize("rule", [GreedyLR(factor=0.5), UpDownRule(up=2.0, down=0.5), ReduceOnPlateau(patience=1)])
+@pytest.mark.parametrize("start", [1.0, 3.0, 9.0])
+def test_the_first_interval_is_the_reference_whatever_the_loss_at_the_start(rule: ReactiveRule, start: float) -> None:
+    losses = [3.0, 2.5, 2.6, 2.7, 2.4]
+    assert after(rule, losses, start) == pytest.approx(after(rule, losses))
+    assert len(set(after(rule, losses))) > 1
 
 
 def test_an_explosion_never_counts_as_an_improvement() -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import decision_steps
+from metalr.control.loop import Known
 from metalr.control.lr import interval_lr
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.reference import ScheduleController
@@ -84,10 +85,15 @@ def test_the_observation_of_the_start_is_the_prospective_update():
     first = episode.observations[0]
     fresh = runs_of()
     fresh.init(SEEDS)
-    expected = ((fresh.probe(RATES).update_ratio.log10() + 3.0) / 3.0).clamp(-1.0, 1.0)
+    probe = fresh.probe(RATES)
+    expected = ((probe.update_ratio.log10() + 3.0) / 3.0).clamp(-1.0, 1.0)
     torch.testing.assert_close(feature(first, "update_ratio"), expected, rtol=1e-12, atol=0.0)
+    updates = (probe.log_loss[:, None] - probe.log_descent) / math.log(10.0)
+    polyak, left = updates - 2.0, updates - math.log10(23.0)
+    torch.testing.assert_close(feature(first, "polyak"), polyak / (2.0 + polyak.abs()), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(feature(first, "polyak_left"), left / (1.0 + left.abs()), rtol=1e-12, atol=0.0)
     shown = {name for name in FEATURE_NAMES if feature(first, name).any()}
-    assert shown == {"update_ratio", "has_loss", "has_horizon"}
+    assert shown == {"update_ratio", "polyak", "polyak_left", "has_loss", "has_horizon", "has_gradient"}
 
 
 def test_progress_and_multiplier_are_observed_at_every_decision():
@@ -95,7 +101,7 @@ def test_progress_and_multiplier_are_observed_at_every_decision():
     progress = feature(episode.observations, "progress")[:, 0, 0]
     assert progress.tolist() == pytest.approx([step / 23 for step in decision_steps(23, 5)])
     in_force = feature(episode.observations, "lr_multiplier")[:, 0, 0]
-    assert in_force.tolist() == pytest.approx([0.0, *[0.2 / 3.0] * 4])
+    assert in_force.tolist() == pytest.approx([0.0, *[0.2 / 7.0] * 4])
     assert feature(episode.observations, "has_history")[:, 0, 0].tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
@@ -122,14 +128,35 @@ def test_the_log_loss_is_of_the_interval():
 
 def test_hidden_losses_are_masked_and_change_no_open_loop_run():
     shown, hidden = (
-        run_episode(constant_policy(0.1), runs_of(), SEEDS, RATES, has_loss=flag) for flag in (True, False)
+        run_episode(constant_policy(0.1), runs_of(), SEEDS, RATES, known=Known(loss=flag)) for flag in (1.0, 0.0)
     )
     assert torch.equal(shown.log_loss, hidden.log_loss)
     for name in FEATURE_NAMES:
-        if name.startswith("loss_") or name == "has_loss":
+        if name.startswith(("loss_", "polyak", "over_steepest")) or name == "has_loss":
             assert not feature(hidden.observations, name).any()
-        else:
+        elif name != "over_lowest_overshot":  # a rise of the loss is one of its signs
             assert torch.equal(feature(shown.observations, name), feature(hidden.observations, name))
+
+
+def test_what_is_known_may_differ_between_runs():
+    flags = torch.tensor([[1.0], [0.0], [1.0]]), torch.tensor([[1.0], [1.0], [0.0]])
+    mixed = run_episode(constant_policy(0.1), runs_of(), SEEDS, RATES, known=Known(*flags))
+    for run in range(3):
+        known = Known(*(flag[run].item() for flag in flags))
+        alike = run_episode(constant_policy(0.1), runs_of(), SEEDS, RATES, known=known)
+        assert torch.equal(mixed.observations[:, run], alike.observations[:, run])
+
+
+def test_early_decisions():
+    controller = ScheduleController(Constant(), decisions=5, spacing="doubling")
+    episode = run_episode(controller, runs_of(), SEEDS, RATES)
+    steps = decision_steps(23, 5, "doubling")
+    assert steps == [0, 2, 4, 8, 13, 18]  # 15 of 23 are left after 8: three intervals
+    progress = feature(episode.observations, "progress")[:, 0, 0]
+    assert progress.tolist() == pytest.approx([step / 23 for step in steps])
+    even = run_episode(ScheduleController(Constant(), decisions=5), runs_of(), SEEDS, RATES)
+    assert torch.equal(episode.lr, even.lr)
+    assert torch.equal(episode.final["test"][0], even.final["test"][0])
 
 
 def test_an_episode_starts_anew():

@@ -232,9 +232,10 @@ def test_costly_statistics_are_taken_on_the_last_two_steps_only(monkeypatch):
     counted = []
     group_sum = runs.layout.group_sum
     monkeypatch.setattr(runs.layout, "group_sum", lambda values: counted.append(1) or group_sum(values))
-    gradients = []
+    gradients, params = [], []
 
     def advance(state, batch, lr):
+        params.append(state.params)
         state, loss, gradient = runs.step(state, batch, lr)
         gradients.append(gradient)
         return state, loss, gradient
@@ -244,14 +245,15 @@ def test_costly_statistics_are_taken_on_the_last_two_steps_only(monkeypatch):
         start, rate = runs.state, torch.full((num_steps, len(SEEDS), 1), 0.01, dtype=torch.float64)
         batches = runs.data.batches(runs.seeds, runs.variants, start.step, num_steps, 8)
         with torch.no_grad():
-            end, found = run_interval(advance, runs.layout, start, batches, rate)
-        assert len(counted) == 5
+            _, found = run_interval(advance, runs.layout, start, batches, rate)
+        assert len(counted) == 7
         before, last = gradients[-2:]
         cosine = torch.nn.functional.cosine_similarity(before, last, dim=-1)[:, None]
         torch.testing.assert_close(found.gradient_cosine, cosine, rtol=1e-9, atol=0.0)
-        weights = (end.params + 0.01 * last).norm(dim=-1, keepdim=True)  # before the last update
-        ratio = 0.01 * last.norm(dim=-1, keepdim=True) / weights
+        # Of the update between these gradients, over the weights that it led to.
+        ratio = 0.01 * before.norm(dim=-1, keepdim=True) / params[-1].norm(dim=-1, keepdim=True)
         torch.testing.assert_close(found.update_ratio, ratio, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(found.overshoot, -cosine, rtol=1e-9, atol=0.0)  # plain descent
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The batched engine against the same run alone and against a plain `torch.optim` loop; purity; divergence."""
 
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -132,7 +133,7 @@ def test_statistics_of_an_interval_are_those_of_a_plain_loop():
     assert measured.gradient_norm[0].item() == pytest.approx(norm.item(), rel=1e-9)
     cosine = functional.cosine_similarity(second_last, last, 0)
     assert measured.gradient_cosine[0].item() == pytest.approx(cosine.item(), rel=1e-9)
-    ratio = (before[2] - before[1]).norm() / before[1].norm()
+    ratio = (before[1] - before[0]).norm() / before[1].norm()
     assert measured.update_ratio[0].item() == pytest.approx(ratio.item(), rel=1e-9)
     assert measured.num_losses.tolist() == [4.0] * 4
 
@@ -251,7 +252,8 @@ def test_probe_of_a_quadratic_in_closed_form():
     # The gradient at 5 is 12, so an LR of 0.1 moves the weight by 1.2, which is 0.24 of it.
     probe = runs.probe(full(0.1, 2))
     assert probe.update_ratio.flatten().tolist() == pytest.approx([0.24, 0.24], rel=1e-12)
-    assert probe.loss.tolist() == pytest.approx([36.0, 36.0], rel=1e-12)
+    assert probe.log_loss.tolist() == pytest.approx([math.log(36.0)] * 2, rel=1e-12)
+    assert probe.log_descent.flatten().tolist() == pytest.approx([math.log(12.0 * 1.2)] * 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

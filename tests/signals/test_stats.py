@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalr.signals import stats
-from metalr.signals.stats import loss_stats
+from metalr.signals.stats import UpdateSums, loss_stats
 
 NAN, INF = float("nan"), float("inf")
 
@@ -97,8 +97,88 @@ def test_the_derivative_is_finite_beside_a_loss_without_logarithm():
     assert derivative[1:3].flatten().tolist() == [0.0, 0.0]
 
 
-def test_gradient_norm_is_the_root_mean_square():
-    assert stats.gradient_norm(torch.tensor([9.0]), torch.tensor([41.0])).item() == pytest.approx(5.0)
+@pytest.mark.parametrize("losses", [[2.0, 1.0], [3.0, 3.0], [2.0, 2.0, 2.0], [4.0, 2.0, 1.0], [2.0]])
+def test_the_derivative_is_finite_on_an_exact_line(losses):
+    """The noise is the root of zero there, and of every interval of two losses."""
+    values = torch.tensor(losses, dtype=torch.float64)[:, None].requires_grad_()
+    mean, slope, noise, _, _ = loss_stats(values)
+    assert noise.item() == pytest.approx(0.0, abs=1e-7)
+    (derivative,) = torch.autograd.grad((mean + slope + noise).sum(), values)
+    assert derivative.isfinite().all()
+
+
+# Around an update
+
+
+def around(before, after, update, params) -> UpdateSums:
+    a, b, u, w = (torch.tensor(values, dtype=torch.float64) for values in (before, after, update, params))
+    return UpdateSums(*(value.view(1, 1) for value in (a @ a, b @ b, a @ b, a @ u, b @ u, u @ u, w @ w)))
+
+
+def test_the_statistics_of_an_update_by_hand():
+    # |g'| = 5, |g| = 13, g'·g = 63, g'·u = -2, g·u = -7.6, |u|² = 0.8, |w| = 10.
+    sums = around([3.0, 4.0], [5.0, 12.0], [0.4, -0.8], [6.0, -8.0])
+    got = [value.item() for value in stats.update_stats(sums)]
+    length = math.sqrt(0.8)
+    expected = [
+        math.sqrt((25.0 + 169.0) / 2.0),
+        63.0 / 65.0,
+        length / 10.0,
+        math.log(2.0),  # 3 · 0.4 - 4 · 0.8 = -2
+        (5.0 * 0.4 - 12.0 * 0.8) / (13.0 * length),
+        1.0 - 7.6 / 2.0,
+    ]
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_gradient_descent_on_a_parabola(lr):
+    """On ½·w² a step multiplies w by 1 - lr: the minimum is reached at lr 1, and stability ends at 2."""
+    w = 2.0
+    new = (1.0 - lr) * w
+    norm, cosine, ratio, descent, overshoot, edge = (
+        value.item() for value in stats.update_stats(around([w], [new], [-lr * w], [new]))
+    )
+    side = math.copysign(1.0, lr - 1.0) if lr != 1.0 else 0.0
+    assert norm == pytest.approx(math.sqrt((w * w + new * new) / 2.0), rel=1e-12)
+    assert (cosine, overshoot) == pytest.approx((-side, side), rel=1e-12)
+    assert descent == pytest.approx(math.log(lr * w * w), rel=1e-12)
+    assert edge == pytest.approx(lr, rel=1e-12)
+    if lr != 1.0:
+        assert ratio == pytest.approx(lr / abs(1.0 - lr), rel=1e-12)
+
+
+def test_an_update_uphill_has_a_descent_too():
+    # Momentum can carry uphill: the size of the change is what counts.
+    up = stats.update_stats(around([1.0], [2.0], [0.5], [1.0]))
+    assert up[3].item() == pytest.approx(math.log(0.5))
+    assert (up[4].item(), up[5].item()) == pytest.approx((1.0, -1.0))
+
+
+@pytest.mark.parametrize("zero", ["before", "update"])
+def test_without_a_slope_descent_and_edge_are_unknown(zero):
+    vectors = {"before": [1.0, 2.0], "after": [2.0, 1.0], "update": [0.1, 0.1], "params": [1.0, 1.0]}
+    got = stats.update_stats(around(**vectors | {zero: [0.0, 0.0]}))
+    assert got[3].isnan()
+    assert got[5].isnan()
+    assert all(bool(value.isfinite().all()) for value in (*got[:3], got[4]))
+
+
+def test_an_unknown_measurement_stays_unknown():
+    unknown = torch.full((1, 2), torch.nan, dtype=torch.float64)
+    assert all(bool(value.isnan().all()) for value in stats.update_stats(UpdateSums(*[unknown] * 7)))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_statistics_of_an_update_in_single_precision(size):
+    vectors = [torch.tensor(v) * size for v in ([3.0, 4.0], [5.0, 12.0], [0.4, -0.8], [6.0, -8.0])]
+    a, b, u, w = vectors
+    sums = UpdateSums(*(value.view(1, 1) for value in (a @ a, b @ b, a @ b, a @ u, b @ u, u @ u, w @ w)))
+    got = [value.item() for value in stats.update_stats(sums)]
+    length = math.sqrt(0.8)
+    expected = [math.sqrt(97.0) * size, 63.0 / 65.0, length / 10.0, math.log(2.0 * size * size)]
+    expected += [-7.6 / (13.0 * length), -2.8]
+    assert got == pytest.approx(expected, rel=1e-5)
 
 
 def test_cosine_and_ratio():
@@ -124,5 +204,5 @@ def test_a_vanishing_gradient_has_cosine_zero_and_finite_derivatives():
     zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     cosine = stats.cosine(zero, zero.square(), zero.square())
     assert cosine.item() == 0.0
-    total = cosine + stats.gradient_norm(zero.square(), zero.square()) + stats.ratio(zero.square(), zero.square())
+    total = cosine + stats.norm(zero.square()) + stats.ratio(zero.square(), zero.square())
     assert torch.autograd.grad(total.sum(), zero)[0].isfinite().all()

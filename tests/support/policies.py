@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from metalr.control.actions import ActionSpec
+from metalr.control.controller import Spacing
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.schedules import Cosine, Schedule
@@ -21,6 +22,7 @@ def random_policy(
     scales: tuple[float, float] = (0.3, 0.3),
     bias: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    spacing: Spacing = "even",
 ) -> PolicyController:
     """A policy of two layers, by default not so large that its tanh is always saturated: it sees every feature.
 
@@ -33,6 +35,7 @@ def random_policy(
         scales: standard deviations of the weights of the two layers.
         bias: standard deviation of all biases.
         dtype: of all weights.
+        spacing: of the decisions.
     """
     action = action or ActionSpec(alpha=1.0)
     sizes = (NUM_FEATURES, hidden, action.levels or 1)
@@ -45,7 +48,8 @@ def random_policy(
         bias * torch.randn(rows, generator=generator, dtype=dtype) if bias else torch.zeros(rows, dtype=dtype)
         for rows in sizes[1:]
     ]
-    return PolicyController(PolicyNetwork(weights, biases), action, schedule or Cosine(floor=0.1), decisions, visible)
+    network = PolicyNetwork(weights, biases)
+    return PolicyController(network, action, schedule or Cosine(floor=0.1), decisions, visible, spacing)
 
 
 def moderate_policy() -> PolicyController:
@@ -53,8 +57,14 @@ def moderate_policy() -> PolicyController:
     return random_policy(scales=(0.3, 0.2))
 
 
-def recurrent_policy() -> RecurrentPolicyController:
-    """A recurrent policy with four numbers of memory."""
+def recurrent_policy(
+    *,
+    decisions: int = 5,
+    visible: tuple[str, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    spacing: Spacing = "even",
+) -> RecurrentPolicyController:
+    """A recurrent policy with four numbers of memory; arguments as in `random_policy`."""
     generator = torch.Generator().manual_seed(1)
     shapes = {
         "from_input.weight": (12, NUM_FEATURES),
@@ -64,8 +74,9 @@ def recurrent_policy() -> RecurrentPolicyController:
         "head.weight": (1, 4),
         "head.bias": (1,),
     }
-    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return RecurrentPolicyController(weights, ActionSpec(alpha=1.0), Cosine(floor=0.1), 5)
+    weights = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    action, schedule = ActionSpec(alpha=1.0), Cosine(floor=0.1)
+    return RecurrentPolicyController(weights, action, schedule, decisions, visible, spacing)
 
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:
