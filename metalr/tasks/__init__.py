@@ -4,6 +4,7 @@ task       `Task`: a network, data, a loss, an inner optimizer and a budget
 catalog    the shipped tasks by name
 families   distributions of shipped tasks
 general    the wide family of small tasks for a general controller
+networks   a small network by its numbers, and its cost
 synthetic  generated datasets of many kinds
 draws      random numbers of a task, a function of one integer
 data       minibatches as a function of run seed and step; train, valid and test splits

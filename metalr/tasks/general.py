@@ -6,7 +6,6 @@ tested on in the end: RMSprop, attention, text and real tables. See `metalr.task
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,25 +18,16 @@ from metalr.tasks import models
 from metalr.tasks.data import Batch
 from metalr.tasks.draws import Draws
 from metalr.tasks.losses import ScaledLoss, accuracy
+from metalr.tasks.networks import VECTOR_NETWORKS, Network
 from metalr.tasks.synthetic import KINDS, SEQUENCE_FEATURES, Synthetic
 from metalr.tasks.task import Loss, Task
 
 MetaSplit = Literal["meta-train", "meta-validation"]
 _SPLIT_KEYS = {"meta-train": 1, "meta-validation": 2}
 
-ACTIVATIONS: dict[str, models.Activation] = {
-    "relu": functional.relu,
-    "tanh": torch.tanh,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-    "elu": functional.elu,
-    "leaky-relu": functional.leaky_relu,
-    "softplus": functional.softplus,
-    "sigmoid": torch.sigmoid,
-}
 # What each form of example can be read by: network -> forms.
 _FORMS = {
-    **dict.fromkeys(("linear", "mlp", "residual", "residual-norm"), ("vector", "signal", "image", "sequence")),
+    **dict.fromkeys(VECTOR_NETWORKS, ("vector", "signal", "image", "sequence")),
     "conv1d": ("signal",),
     "conv2d": ("image",),
     "gru": ("sequence", "signal"),
@@ -69,8 +59,8 @@ class Ranges(NamedTuple):
         weight_decay: log-uniform, for decoupled decay; a hundredth of it for an L2 penalty.
         eps: of Adam and Adagrad where it is not the usual one, log-uniform.
         clip_norm: log-uniform, where there is one.
-        update_cost: largest multiply-adds of one run's forward pass in an inner step.
-        run_cost: largest multiply-adds of the forward passes of one whole run.
+        step_seconds: the longest inner step of 128 runs on one CPU core, by estimate.
+        run_seconds: the longest sum of them over the horizon.
     """
 
     kinds: Mapping[str, float]
@@ -84,15 +74,15 @@ class Ranges(NamedTuple):
     weight_decay: tuple[float, float]
     eps: tuple[float, float]
     clip_norm: tuple[float, float]
-    update_cost: float
-    run_cost: float
+    step_seconds: float
+    run_seconds: float
 
 
-# In neither of the two: what only the other one draws.
+# Kinds of data that only meta-validation draws.
 _HELD_OUT_KINDS = {"rings": 1.0, "first-token": 1.0, "adding": 1.0}
 RANGES: dict[str, Ranges] = {
     "meta-train": Ranges(
-        kinds={kind: 1.0 for kind in KINDS if kind not in _HELD_OUT_KINDS},
+        kinds={kind: 1.5 if KINDS[kind].regression else 1.0 for kind in KINDS if kind not in _HELD_OUT_KINDS},
         activations=("relu", "tanh", "gelu", "silu", "elu", "leaky-relu"),
         width=(4, 48),
         depth=(1, 4),
@@ -103,8 +93,8 @@ RANGES: dict[str, Ranges] = {
         weight_decay=(1e-3, 1e-1),
         eps=(1e-8, 1e-5),
         clip_norm=(0.1, 10.0),
-        update_cost=1e5,
-        run_cost=4e7,
+        step_seconds=0.009,
+        run_seconds=3.0,
     ),
     "meta-validation": Ranges(
         kinds={kind: 4.0 if kind in _HELD_OUT_KINDS else 1.0 for kind in KINDS},
@@ -118,62 +108,10 @@ RANGES: dict[str, Ranges] = {
         weight_decay=(1e-2, 0.5),
         eps=(1e-7, 1e-2),
         clip_norm=(0.02, 1.0),
-        update_cost=3e5,
-        run_cost=1.2e8,
+        step_seconds=0.02,
+        run_seconds=10.0,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network by its numbers.
-
-    Attributes:
-        kind: "linear", "mlp", "residual", "residual-norm", "conv1d", "conv2d" or "gru".
-        width: of the hidden layers, or channels of the convolutions.
-        depth: hidden layers, residual blocks or convolutions.
-        activation: a key of `ACTIVATIONS`; a GRU has its own.
-        gain: factor of the initial weights.
-    """
-
-    kind: str
-    width: int
-    depth: int
-    activation: str = "relu"
-    gain: float = 1.0
-
-    def build(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """The module for examples of a shape."""
-        activation, gain = ACTIVATIONS[self.activation], self.gain
-        inputs = int(torch.Size(shape).numel())
-        hidden = [self.width] * self.depth
-        if self.kind == "linear":
-            return models.MLP([inputs, outputs], activation, gain=gain)
-        if self.kind == "mlp":
-            return models.MLP([inputs, *hidden, outputs], activation, gain=gain)
-        if self.kind in ("residual", "residual-norm"):
-            sizes = [inputs, self.width, *hidden, outputs]
-            return models.ResidualMLP(sizes, activation, norm=self.kind == "residual-norm", gain=gain)
-        if self.kind in ("conv1d", "conv2d"):
-            return models.ConvNet(len(shape) - 1, shape[0], hidden, outputs, activation, gain=gain)
-        return models.GRUClassifier(shape[-1], self.width, outputs, gain=gain)
-
-    def cost(self, shape: tuple[int, ...], outputs: int) -> float:
-        """Multiply-adds of one example's forward pass."""
-        inputs = int(torch.Size(shape).numel())
-        if self.kind == "linear":
-            return inputs * outputs
-        if self.kind.startswith("conv"):
-            dimensions, channels, sides, total = len(shape) - 1, shape[0], shape[1:], 0.0
-            for _ in range(self.depth):
-                sides = tuple((side + 1) // 2 for side in sides)
-                total += torch.Size(sides).numel() * 3**dimensions * channels * self.width
-                channels = self.width
-            return 2.0 * total  # the gather of the windows takes about as long as their product
-        if self.kind == "gru":
-            return 2.0 * shape[0] * 3 * self.width * (shape[1] + self.width)  # many small operations
-        layers = self.depth - 1 if self.kind == "mlp" else self.depth
-        return self.width * (inputs + layers * self.width + outputs)
 
 
 @dataclass(frozen=True)
@@ -199,18 +137,13 @@ class Recipe:
     loss_scale: float = 1.0
     tuned_from: int | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of an example's inputs."""
-        return self.data.shape
-
-    def cost(self) -> float:
-        """Multiply-adds of one run's forward pass in an inner step."""
-        return self.batch_size * self.network.cost(self.shape, self.data.outputs)
+    def step_seconds(self) -> float:
+        """Estimated time of an inner step of 128 runs, as of `Network.step_seconds`."""
+        return self.network.step_seconds(self.data.shape, self.data.outputs, self.batch_size)
 
     def task(self) -> Task:
         """Build the task."""
-        model = partial(self.network.build, self.shape, self.data.outputs)
+        model = self.network.builder(self.data.shape, self.data.outputs)
         loss = _LOSSES[self.loss]
         settings = {"optimizer": self.optimizer, "base_lr": self.base_lr, "name": self.name}
         return Task(
@@ -260,8 +193,7 @@ def draw_recipe(split: MetaSplit, index: int) -> Recipe:
     ranges, key = RANGES[split], (_SPLIT_KEYS[split], index)
     draws = Draws(*key)
     network = draws.weighted(_NETWORKS)
-    kinds = {kind: w for kind, w in ranges.kinds.items() if KINDS[kind].form in _FORMS[network]}
-    kind = draws.weighted(kinds)
+    kind = draws.weighted(_kinds_for(network, ranges))
     name, optimizer, base_lr = draw_optimizer(draws, ranges)
     regression = KINDS[kind].regression
     recipe = Recipe(
@@ -278,9 +210,19 @@ def draw_recipe(split: MetaSplit, index: int) -> Recipe:
     )
     for attempt in range(1000):
         sized = _draw_sizes(Draws(*key, attempt), recipe, ranges)
-        if sized.cost() <= min(ranges.update_cost, ranges.run_cost / sized.horizon):
+        if sized.step_seconds() <= min(ranges.step_seconds, ranges.run_seconds / sized.horizon):
             return sized
     raise AssertionError(f"no sizes of {recipe.name} are cheap enough: raise the budget of {split}")
+
+
+def _kinds_for(network: str, ranges: Ranges) -> dict[str, float]:
+    """Kind of data -> weight, of those that a network reads; half for data with a network of their own."""
+    vectors = network in VECTOR_NETWORKS
+    return {
+        kind: 0.5 * weight if vectors and KINDS[kind].form != "vector" else weight
+        for kind, weight in ranges.kinds.items()
+        if KINDS[kind].form in _FORMS[network]
+    }
 
 
 def draw_optimizer(draws: Draws, ranges: Ranges) -> tuple[str, InnerOptimizer, float]:
