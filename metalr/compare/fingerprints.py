@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+import torch
+
 from metalr.control.controller import Controller
 from metalr.tasks.data import Data, TensorData
 from metalr.tasks.task import Task
