@@ -6,6 +6,8 @@ families   distributions of shipped tasks
 general    the wide family of small tasks for a general controller
 networks   a small network by its numbers, and its cost
 synthetic  generated datasets of many kinds
+meta_test  the fixed tasks on which a general controller is tested
+pretraining weights for fine-tuning
 draws      random numbers of a task, a function of one integer
 data       minibatches as a function of run seed and step; train, valid and test splits
 datasets   the shipped datasets

@@ -9,16 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from metalr.optimizers.classic import SGD, Adagrad, Adam, AdamW, InnerOptimizer
-from metalr.tasks import models
-from metalr.tasks.data import Batch
 from metalr.tasks.draws import Draws
 from metalr.tasks.losses import ScaledLoss, accuracy
 from metalr.tasks.networks import VECTOR_NETWORKS, Network
+from metalr.tasks.pretraining import pretrained
 from metalr.tasks.synthetic import KINDS, SEQUENCE_FEATURES, Synthetic
 from metalr.tasks.task import Loss, Task
 
@@ -42,8 +39,6 @@ _NETWORKS = {
     "gru": 0.08,
 }
 _OPTIMIZERS = {"sgd": 0.15, "momentum": 0.25, "nesterov": 0.1, "adam": 0.2, "adamw": 0.2, "adagrad": 0.1}
-# Updates, examples and steps of the training that a fine-tuned network has behind it.
-_PRETRAINING = {"updates": 120, "batch_size": 32, "lr": 5e-3}
 
 
 class Ranges(NamedTuple):
@@ -54,6 +49,7 @@ class Ranges(NamedTuple):
         activations: their names.
         width, depth: of the hidden layers; width log-uniform.
         horizon: log-uniform.
+        batch_size: powers of two.
         momentum: range of 1 - momentum, log-uniform.
         beta1, beta2: of Adam where they are not the usual ones; 1 - beta2 is log-uniform.
         weight_decay: log-uniform, for decoupled decay; a hundredth of it for an L2 penalty.
@@ -68,6 +64,7 @@ class Ranges(NamedTuple):
     width: tuple[int, int]
     depth: tuple[int, int]
     horizon: tuple[int, int]
+    batch_size: tuple[int, int]
     momentum: tuple[float, float]
     beta1: tuple[float, float]
     beta2: tuple[float, float]
@@ -87,6 +84,7 @@ RANGES: dict[str, Ranges] = {
         width=(4, 48),
         depth=(1, 4),
         horizon=(40, 2000),
+        batch_size=(4, 512),
         momentum=(0.01, 0.5),
         beta1=(0.8, 0.95),
         beta2=(0.001, 0.05),
@@ -102,6 +100,7 @@ RANGES: dict[str, Ranges] = {
         width=(8, 128),
         depth=(1, 8),
         horizon=(40, 4000),
+        batch_size=(2, 1024),
         momentum=(0.004, 0.9),
         beta1=(0.5, 0.98),
         beta2=(0.0002, 0.15),
@@ -226,28 +225,28 @@ def _kinds_for(network: str, ranges: Ranges) -> dict[str, float]:
 
 
 def draw_optimizer(draws: Draws, ranges: Ranges) -> tuple[str, InnerOptimizer, float]:
-    """An inner optimizer, its name, and the LR that people would try first with it."""
+    """An inner optimizer, its name, and a usual LR: about the middle of those that are best for nets so small."""
     name = draws.weighted(_OPTIMIZERS)
     common = {"clip_norm": draws.log_uniform(*ranges.clip_norm) if draws.chance(0.3) else None, "weight_decay": 0.0}
     if draws.chance(0.5):
         penalty = draws.log_uniform(*ranges.weight_decay)
         common["weight_decay"] = penalty if name == "adamw" else penalty / 100.0
     if name == "sgd":
-        return name, SGD(**common), 0.1  # type: ignore[arg-type]
+        return name, SGD(**common), 0.3  # type: ignore[arg-type]
     if name in ("momentum", "nesterov"):
         left = 0.1 if draws.chance(0.3) else draws.log_uniform(*ranges.momentum)
         settings = {"momentum": 1.0 - left, "nesterov": name == "nesterov", **common}
-        return name, SGD(**settings), 0.3 * left  # type: ignore[arg-type]
+        return name, SGD(**settings), left  # type: ignore[arg-type]
     usual_eps = draws.chance(0.7)
     eps = draws.log_uniform(*ranges.eps)
     if name == "adagrad":
-        return name, Adagrad(eps=1e-10 if usual_eps else eps, **common), 3e-2  # type: ignore[arg-type]
+        return name, Adagrad(eps=1e-10 if usual_eps else eps, **common), 0.1  # type: ignore[arg-type]
     if draws.chance(0.5):
         betas = {"beta1": draws.uniform(*ranges.beta1), "beta2": 1.0 - draws.log_uniform(*ranges.beta2)}
     else:
         betas = {"beta1": 0.9, "beta2": 0.999}
     kind = Adam if name == "adam" else AdamW
-    return name, kind(**betas, eps=1e-8 if usual_eps else eps, **common), 3e-3  # type: ignore[arg-type]
+    return name, kind(**betas, eps=1e-8 if usual_eps else eps, **common), 1e-2  # type: ignore[arg-type]
 
 
 def _scale(draws: Draws, probability: float, low: float, high: float) -> float:
@@ -303,43 +302,8 @@ def _draw_sizes(draws: Draws, recipe: Recipe, ranges: Ranges) -> Recipe:
         recipe,
         data=replace(data, size=size, outputs=outputs, shape=full if by_position else flat),
         network=replace(network, width=width, depth=depth),
-        batch_size=2 ** draws.integer(2, 9),
+        batch_size=2 ** draws.integer(*(size.bit_length() - 1 for size in ranges.batch_size)),
     )
-
-
-def pretrained(module: nn.Module, loss: Loss, data: Synthetic, seed: int) -> dict[str, Tensor]:
-    """Weights from a short training with Adam on a dataset that is related to `data`, as a fine-tuned network has.
-
-    Args:
-        module: the network; it is not changed.
-        loss: of the task.
-        data: the inputs are mixed and moved, labels renamed and targets turned, to give the related dataset.
-        seed: of everything that is random.
-    """
-    draws = Draws(seed)
-    inputs, targets = _related(draws, data)
-    weights = models.seeded_parameters(module, torch.tensor([seed]))
-    assert weights is not None
-    params = {name: weight[0].requires_grad_() for name, weight in weights.items()}
-    optimizer = torch.optim.Adam(params.values(), _PRETRAINING["lr"])
-    for _ in range(int(_PRETRAINING["updates"])):
-        rows = draws.integers(len(inputs), int(_PRETRAINING["batch_size"]))
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss(functional_call(module, params, (inputs[rows],)), targets[rows]).backward()
-        optimizer.step()
-    return {name: param.detach() for name, param in params.items()}
-
-
-def _related(draws: Draws, data: Synthetic) -> Batch:
-    """Training examples seen through other eyes: `data` with inputs mixed and moved, and targets renamed or turned."""
-    inputs, targets = (part[0] for part in data.to("cpu", torch.float32).train)
-    last = inputs.shape[-1]
-    mixing = torch.eye(last) + draws.uniform(0.1, 0.7) * draws.normal(last, last) / last**0.5
-    inputs = inputs @ mixing + 0.3 * data.input_scale * draws.normal(last)
-    if data.regression:
-        return inputs, targets * (1.0 + draws.uniform(0.0, 0.5) * draws.normal(targets.shape[-1]))
-    return inputs, draws.permutation(data.outputs)[targets] if draws.chance(0.5) else targets
 
 
 @dataclass(frozen=True)

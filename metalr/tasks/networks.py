@@ -34,7 +34,7 @@ class Network:
     """A network by its numbers.
 
     Attributes:
-        kind: "linear", "mlp", "residual", "residual-norm", "conv1d", "conv2d" or "gru".
+        kind: "linear", "mlp", "residual", "residual-norm", "conv1d", "conv2d", "gru" or "transformer" (on bytes).
         width: of the hidden layers, or channels of the convolutions.
         depth: hidden layers, residual blocks or convolutions.
         activation: a key of `ACTIVATIONS`; a linear network has none, and a GRU its own.
@@ -67,6 +67,8 @@ class Network:
                 return partial(models.MLP, [inputs, *hidden, outputs], activation, gain=gain)
             sizes, norm = [inputs, self.width, *hidden, outputs], self.kind == "residual-norm"
             return partial(models.ResidualMLP, sizes, activation, norm=norm, gain=gain)
+        if self.kind == "transformer":
+            return partial(models.ByteTransformer, self.width, self.depth, max_length=shape[-1])
         if self.kind == "gru":
             return partial(models.GRUClassifier, shape[-1], self.width, outputs, gain=gain)
         return partial(models.ConvNet, len(shape) - 1, shape[0], hidden, outputs, activation, gain=gain)
@@ -76,10 +78,12 @@ class Network:
 
         Nine tenths of the measured steps lie within a quarter of it; it ranks tasks, and promises nothing. Nets so
         small spend their time in elementwise operations and in the interpreter, not in products.
+
+        Raises:
+            KeyError: the network is a transformer, which was not measured.
         """
-        layers, example, num_params = {"gru": self._gru, "conv1d": self._conv, "conv2d": self._conv}.get(
-            self.kind, self._vector
-        )(shape, outputs)
+        counts = {**dict.fromkeys(VECTOR_NETWORKS, self._vector), "conv1d": self._conv, "conv2d": self._conv}
+        layers, example, num_params = {**counts, "gru": self._gru}[self.kind](shape, outputs)
         return 1e-4 + layers + 1e-9 * num_runs * (batch_size * example + 10.0 * num_params)
 
     def _vector(self, shape: Shape, outputs: int) -> tuple[float, float, int]:
