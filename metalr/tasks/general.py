@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch.nn import functional
 
 from metalr.optimizers.classic import SGD, Adagrad, Adam, AdamW, InnerOptimizer
 from metalr.tasks.draws import Draws
-from metalr.tasks.losses import ScaledLoss, accuracy
 from metalr.tasks.networks import VECTOR_NETWORKS, Network
-from metalr.tasks.pretraining import pretrained
+from metalr.tasks.recipes import Recipe
 from metalr.tasks.synthetic import KINDS, SEQUENCE_FEATURES, Synthetic
-from metalr.tasks.task import Loss, Task
+from metalr.tasks.task import Task
 
 MetaSplit = Literal["meta-train", "meta-validation"]
 _SPLIT_KEYS = {"meta-train": 1, "meta-validation": 2}
@@ -113,57 +111,6 @@ RANGES: dict[str, Ranges] = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A task by its numbers, before anything is built.
-
-    Attributes:
-        name: family, index and the main choices.
-        data, network, optimizer, base_lr, batch_size, horizon: as in the task.
-        loss: "cross-entropy", "mse" or "smooth-l1".
-        loss_scale: factor of the loss.
-        tuned_from: seed of the training that comes before (fine-tuning); None draws fresh weights for each run.
-    """
-
-    name: str
-    data: Synthetic
-    network: Network
-    optimizer: InnerOptimizer
-    base_lr: float
-    batch_size: int
-    horizon: int
-    loss: str
-    loss_scale: float = 1.0
-    tuned_from: int | None = None
-
-    def step_seconds(self) -> float:
-        """Estimated time of an inner step of 128 runs, as of `Network.step_seconds`."""
-        return self.network.step_seconds(self.data.shape, self.data.outputs, self.batch_size)
-
-    def task(self) -> Task:
-        """Build the task."""
-        model = self.network.builder(self.data.shape, self.data.outputs)
-        loss = _LOSSES[self.loss]
-        settings = {"optimizer": self.optimizer, "base_lr": self.base_lr, "name": self.name}
-        return Task(
-            model,
-            self.data,
-            loss if self.loss_scale == 1.0 else ScaledLoss(loss, self.loss_scale),
-            horizon=self.horizon,
-            batch_size=self.batch_size,
-            metric=None if self.data.regression else accuracy,
-            initial_weights=None if self.tuned_from is None else pretrained(model(), loss, self.data, self.tuned_from),
-            **settings,  # type: ignore[arg-type]
-        )
-
-
-_LOSSES: dict[str, Loss] = {
-    "cross-entropy": functional.cross_entropy,
-    "mse": functional.mse_loss,
-    "smooth-l1": functional.smooth_l1_loss,
-}
-
-
 def draw_task(split: MetaSplit, index: int) -> Task:
     """Draw a task of the wide family, a pure function of its arguments.
 
@@ -193,7 +140,7 @@ def draw_recipe(split: MetaSplit, index: int) -> Recipe:
     draws = Draws(*key)
     network = draws.weighted(_NETWORKS)
     kind = draws.weighted(_kinds_for(network, ranges))
-    name, optimizer, base_lr = draw_optimizer(draws, ranges)
+    name, optimizer, base_lr = _draw_optimizer(draws, ranges)
     regression = KINDS[kind].regression
     recipe = Recipe(
         name=f"{split}-{index}: {kind}, {network}, {name}",
@@ -207,11 +154,19 @@ def draw_recipe(split: MetaSplit, index: int) -> Recipe:
         loss_scale=_scale(draws, 0.25, 0.1, 10.0),
         tuned_from=draws.integer(0, 1 << 30) if draws.chance(0.1) else None,
     )
-    for attempt in range(1000):
+    return _affordable(recipe, ranges, key)
+
+
+def _affordable(recipe: Recipe, ranges: Ranges, key: tuple[int, int]) -> Recipe:
+    """The first draw of sizes within the budget, or the cheapest of many with as long a horizon as that allows."""
+    drawn = []
+    for attempt in range(300):
         sized = _draw_sizes(Draws(*key, attempt), recipe, ranges)
         if sized.step_seconds() <= min(ranges.step_seconds, ranges.run_seconds / sized.horizon):
             return sized
-    raise AssertionError(f"no sizes of {recipe.name} are cheap enough: raise the budget of {split}")
+        drawn.append(sized)
+    cheapest = min(drawn, key=Recipe.step_seconds)
+    return replace(cheapest, horizon=min(cheapest.horizon, int(ranges.run_seconds / cheapest.step_seconds())))
 
 
 def _kinds_for(network: str, ranges: Ranges) -> dict[str, float]:
@@ -224,7 +179,7 @@ def _kinds_for(network: str, ranges: Ranges) -> dict[str, float]:
     }
 
 
-def draw_optimizer(draws: Draws, ranges: Ranges) -> tuple[str, InnerOptimizer, float]:
+def _draw_optimizer(draws: Draws, ranges: Ranges) -> tuple[str, InnerOptimizer, float]:
     """An inner optimizer, its name, and a usual LR: about the middle of those that are best for nets so small."""
     name = draws.weighted(_OPTIMIZERS)
     common = {"clip_norm": draws.log_uniform(*ranges.clip_norm) if draws.chance(0.3) else None, "weight_decay": 0.0}

@@ -142,7 +142,7 @@ def _spirals(draws: Draws, count: int, size: int, classes: int) -> Batch:
 
 def _checkerboard(draws: Draws, count: int, size: int, classes: int) -> Batch:
     """Cells of a grid in two or three dimensions; the class is the sum of a cell's indices, XOR for two classes."""
-    dimensions, cells = draws.integer(2, 3), draws.integer(2, 3)
+    dimensions, cells = draws.integer(2, min(3, size)), draws.integer(2, 3)
     position = draws.rand(count, dimensions)
     labels = (position * cells).long().sum(1) % classes
     return _embedded(draws, position, size), labels
