@@ -75,7 +75,7 @@ class MetaTest:
             self.horizon,
             self.batch_size,
             metric=None if numbers else accuracy,
-            initial_weights=pretrained(model(), loss, data, seed=7) if self.fine_tuned else None,
+            initial_weights=pretrained(model, loss, data, seed=7) if self.fine_tuned else None,
             name=name,
         )
 
@@ -192,7 +192,7 @@ _BY_AXES: dict[str, dict[str, MetaTest]] = {
         "teacher-normed-8000": MetaTest("8,000 updates, normalised", _TEACHER, _NORMED, _MOMENTUM, 0.03, 8000, 16),
     },
     "batch": {
-        "teacher-mlp-batch-1": MetaTest("one example at a time", _TEACHER, _MLP, SGD(), 0.01, 1500, 1),
+        "clusters-mlp-batch-1": MetaTest("one example at a time", _CLUSTERS, _MLP, SGD(), 0.01, 1500, 1),
         "clusters-mlp-batch-2": MetaTest("two examples at a time", _CLUSTERS, _MLP, AdamW(), 1e-3, 1000, 2),
         "images-mlp-batch-1024": MetaTest("1,024 at a time", _IMAGES, Network("mlp", 48, 2), _NESTEROV, 0.1, 200, 1024),
         "signals-normed-batch-1024": MetaTest("1,024 at a time", _SIGNALS, _NORMED, AdamW(), 0.01, 150, 1024),

@@ -57,6 +57,6 @@ class Recipe:
             horizon=self.horizon,
             batch_size=self.batch_size,
             metric=None if self.data.regression else accuracy,
-            initial_weights=None if self.tuned_from is None else pretrained(model(), loss, self.data, self.tuned_from),
+            initial_weights=None if self.tuned_from is None else pretrained(model, loss, self.data, self.tuned_from),
             **settings,  # type: ignore[arg-type]
         )
