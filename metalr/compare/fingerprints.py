@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+import torch
+
 from metalr.control.controller import Controller
 from metalr.tasks.data import Data, TensorData
 from metalr.tasks.task import Task
@@ -22,9 +24,11 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def _data_digest(data: Data) -> str:
-    """SHA-256 of resident tensors; a stream has none, and its name must do."""
+    """SHA-256 of resident or generated tensors; a stream has none, and its name must do."""
     if not isinstance(data, TensorData):
-        return type(data).__name__
+        name, data = type(data).__name__, data.to("cpu", torch.float32)
+        if not isinstance(data, TensorData):
+            return name
     digest = hashlib.sha256()
     for tensor in (part for split in (data.train, data.valid, data.test) for part in split):
         digest.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())

@@ -59,6 +59,41 @@ def digits(flat: bool = True) -> TensorData:
     return replace(data, train=shaped[0], valid=shaped[1], test=shaped[2])
 
 
+TABLES = ("iris", "wine", "breast_cancer", "diabetes")
+
+
+@lru_cache
+def table(name: str) -> TensorData:
+    """A real table of scikit-learn, each column with zero mean and unit variance; valid and test have a fifth each.
+
+    iris (150 rows, 4 columns, 3 classes), wine (178, 13, 3), breast_cancer (569, 30, 2), or diabetes (442, 10), whose
+    targets are numbers, `(1, num_examples, 1)` float32, of zero mean and unit variance.
+
+    Args:
+        name: one of `TABLES`.
+
+    Raises:
+        ValueError: the name is unknown.
+        ImportError: scikit-learn is not installed.
+    """
+    if name not in TABLES:
+        raise ValueError(f"got table {name!r}, expected a known one: choose from {', '.join(TABLES)}")
+    try:
+        import sklearn.datasets
+    except ImportError as error:
+        raise _missing("scikit-learn") from error
+    columns, answers = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    inputs, targets = _standardised(torch.as_tensor(columns)), torch.as_tensor(answers)
+    targets = _standardised(targets[:, None]) if name == "diabetes" else targets.to(torch.int64)
+    return _split(inputs, targets, valid=len(inputs) // 5, test=len(inputs) // 5)
+
+
+def _standardised(columns: Tensor) -> Tensor:
+    """Float32 columns of zero mean and unit variance."""
+    columns = columns.double()
+    return ((columns - columns.mean(0)) / columns.std(0)).float()
+
+
 @lru_cache
 def mnist1d(num_variants: int = 1, flat: bool = True) -> TensorData:
     """MNIST-1D (Greydanus and Kobak 2020): 3,200 train, 800 valid, 1,000 test signals of length 40, 10 classes.

@@ -142,7 +142,7 @@ def _spirals(draws: Draws, count: int, size: int, classes: int) -> Batch:
 
 def _checkerboard(draws: Draws, count: int, size: int, classes: int) -> Batch:
     """Cells of a grid in two or three dimensions; the class is the sum of a cell's indices, XOR for two classes."""
-    dimensions, cells = draws.integer(2, 3), draws.integer(2, 3)
+    dimensions, cells = draws.integer(2, min(3, size)), draws.integer(2, 3)
     position = draws.rand(count, dimensions)
     labels = (position * cells).long().sum(1) % classes
     return _embedded(draws, position, size), labels
@@ -229,10 +229,14 @@ def _table(draws: Draws, count: int, size: int) -> Batch:
 
 
 def _table_numbers(draws: Draws, count: int, size: int, outputs: int) -> Batch:
-    """Regression on a table; several targets are powers of one score."""
+    """Regression on a table; the targets are waves of one score, the first of them nearly a line."""
     inputs, score = _table(draws, count, size)
-    score = _standard(score).clamp(-4.0, 4.0)
-    return inputs, torch.stack([score ** (1 + i) for i in range(outputs)], 1)
+    return inputs, _waves(_standard(score), outputs)
+
+
+def _waves(score: Tensor, outputs: int) -> Tensor:
+    """Bounded functions of one number, `(count, outputs)`: no rare example may look like an explosion."""
+    return torch.stack([torch.sin((0.5 + i) * score + i) for i in range(outputs)], 1)
 
 
 def _table_classes(draws: Draws, count: int, size: int, classes: int) -> Batch:
@@ -325,13 +329,10 @@ def _first_token(draws: Draws, count: int, size: int, classes: int) -> Batch:
 
 
 def _adding(draws: Draws, count: int, size: int, outputs: int) -> Batch:
-    """Numbers, two of them marked; the target is their sum (Hochreiter and Schmidhuber 1997), and its powers."""
+    """Numbers, two of them marked; the targets are waves of their sum (after Hochreiter and Schmidhuber 1997)."""
     values = 2.0 * draws.rand(count, size) - 1.0
     marks = functional.one_hot(draws.rand(count, size).topk(2, dim=1).indices, size).sum(1).float()
-    total = (values * marks).sum(1)
-    return _features(draws, torch.stack([values, marks], -1)), torch.stack(
-        [total ** (1 + i) for i in range(outputs)], 1
-    )
+    return _features(draws, torch.stack([values, marks], -1)), _waves((values * marks).sum(1), outputs)
 
 
 class Kind(NamedTuple):

@@ -21,13 +21,15 @@ from metalr.engine.interval import Interval, run_interval
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import UnmaskedStep
 from metalr.tasks import losses
-from metalr.tasks.models import MLP, ByteTransformer, ConvNet, GRUClassifier, Point, takes_runs
+from metalr.tasks.models import MLP, ByteTransformer, ConvNet, GRUClassifier, Point, ResidualMLP, takes_runs
 from metalr.tasks.task import Task
 from metalr.trees import leaves
 
 SEEDS = torch.tensor([3, 1, 4, 15, 9])
 NETWORKS = {
     "mlp": (partial(MLP, [12, 6, 3], torch.tanh), (12,)),
+    "residual": (partial(ResidualMLP, [12, 6, 6, 6, 3], torch.tanh, gain=2.0), (12,)),
+    "residual-norm": (partial(ResidualMLP, [12, 5, 5, 5, 3], functional.gelu, norm=True), (3, 4)),
     "conv1d": (partial(ConvNet, 1, 2, [8, 6], 3, torch.tanh), (2, 15)),
     "conv2d": (partial(ConvNet, 2, 1, [4, 8], 3, functional.silu), (1, 7, 8)),
     "conv2d-colours": (partial(ConvNet, 2, 3, [4, 8], 3, torch.tanh), (3, 8, 9)),

@@ -16,6 +16,7 @@ from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import UnmaskedStep
 from metalr.optimizers.classic import SGD, Adam
 from metalr.tasks.catalog import TASKS, make_task
+from metalr.tasks.losses import ScaledLoss
 from metalr.tasks.models import MLP
 from metalr.tasks.task import Task
 from metalr.trees import leaves
@@ -85,6 +86,9 @@ KINDS = {
     "weights: unused": partial(task_of, model=PartlyUnused),
     "loss: own": partial(task_of, loss=own_loss),
     "loss: mse": partial(task_with_targets, functional.mse_loss, torch.sin),
+    "loss: smooth l1": partial(task_with_targets, functional.smooth_l1_loss, torch.exp),
+    "loss: scaled": partial(task_of, loss=ScaledLoss(functional.cross_entropy, 3.0)),
+    "loss: scaled, own": partial(task_of, loss=ScaledLoss(own_loss, 0.5)),
     "loss: cross entropy of probabilities": partial(
         task_with_targets, functional.cross_entropy, partial(torch.softmax, dim=-1)
     ),
