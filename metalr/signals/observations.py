@@ -19,7 +19,7 @@ OBSERVATION_VERSION = 2
 # Weight of the old value in the running means, per decision.
 _MEMORY = 0.7
 _LOSS_MEMORY = 0.8
-# A mean loss above this multiple of the loss at the start counts as exploded.
+# A mean loss above this multiple of the loss at the start, by more than the noise explains, counts as exploded.
 EXPLODED_AT = 4.0
 # An interval has overshot where the mean loss rose by this factor, or the last gradient points this much along the
 # update before it.
@@ -60,7 +60,9 @@ FEATURES: tuple[Feature, ...] = (
     Feature("loss_slope", "soft(slope of log loss / its standard error, 3); 0 for fewer than 3 losses", -1.0, 1.0),
     Feature("loss_slope_left", "soft(slope of log loss · inner steps left, 1)", -1.0, 1.0),
     Feature("loss_noise", "(log10(deviation of log loss from its line) + 1) / 2, clipped; 0 for < 3 losses", -1.0, 1.0),
-    Feature("loss_exploded", "1 if a loss was not finite or L is 4 times the loss at the start", 0.0, 1.0),
+    Feature(
+        "loss_exploded", "1 if a loss was not finite or L is 4 times the loss at the start, beyond its noise", 0.0, 1.0
+    ),
     Feature("over_lowest_overshot", "soft(log(multiplier / lowest that overshot), 1); -1 before any has", -1.0, 1.0),
     Feature("over_steepest", "soft(log(multiplier / that of the steepest fall of the loss), 1)", -1.0, 1.0),
     Feature("has_history", "1 once an interval has been seen", 0.0, 1.0),
@@ -80,6 +82,7 @@ class ObservationState(NamedTuple):
             running mean.
         first_log_norm, last_log_norm: of the gradient.
         overshoot_mean, edge_mean, cosine_mean: running means.
+        noise_mean: running mean of the deviation of log loss from its line.
         lowest_overshot: log of the lowest multiplier whose interval overshot.
         steepest_slope, steepest: lowest slope of log loss between two intervals, and the log of its multiplier.
         last_step: inner steps made by then; NaN before the first interval.
@@ -94,6 +97,7 @@ class ObservationState(NamedTuple):
     overshoot_mean: Tensor
     edge_mean: Tensor
     cosine_mean: Tensor
+    noise_mean: Tensor
     lowest_overshot: Tensor
     steepest_slope: Tensor
     steepest: Tensor
@@ -237,8 +241,8 @@ def observe(stats: RunStats, state: ObservationState, context: Context) -> tuple
     loss_change = log_loss - _known(state.last_log_loss, log_loss)
     gradient_change = log_norm - _known(state.last_log_norm, log_norm)
     loss_total = log_loss - new.first_log_loss
-    exploded = torch.where(loss_total > math.log(EXPLODED_AT), one, _seen(stats.exploded, context, zero))
     slope, noise, certainty = _line(stats, context, zero)
+    exploded = torch.where(_exploded(loss_total, state, stats, zero), one, _seen(stats.exploded, context, zero))
     left, multiplier = _steps_left(context), context.lr_multiplier.log() + zero
     over_overshot = torch.where(new.lowest_overshot.isnan(), -one, soft(multiplier - new.lowest_overshot, 1.0))
     named = {
@@ -280,6 +284,17 @@ def _line(stats: RunStats, context: Context, zero: Tensor) -> tuple[Tensor, Tens
     return slope, noise, certainty
 
 
+def _exploded(loss_total: Tensor, memory: ObservationState, stats: RunStats, zero: Tensor) -> Tensor:
+    """Whether the mean loss is above 4 times that at the start by more than three standard errors of the two.
+
+    Without the errors, losses with heavy tails under a small batch would seem to explode again and again. The noise is
+    that of the intervals before, since an explosion is no excuse for itself.
+    """
+    count = (stats.num_losses[:, None] + zero).clamp(min=1.0)
+    error = _known(memory.noise_mean, zero) * (1.0 + 1.0 / count).sqrt()
+    return loss_total > math.log(EXPLODED_AT) + 3.0 * error
+
+
 def _signal_to_noise(cosine: Tensor) -> Tensor:
     # Two gradients with a common mean m and independent noise n have cosine |m|² / (|m|² + |n|²), in expectation.
     ratio = cosine.clamp(min=1e-3, max=0.999)
@@ -308,6 +323,7 @@ def _remember(
         overshoot_mean=_running(state.overshoot_mean, stats.overshoot, _MEMORY),
         edge_mean=_running(state.edge_mean, soft(stats.edge_ratio - 1.0, 1.0), _MEMORY),
         cosine_mean=_running(state.cosine_mean, stats.gradient_cosine, _MEMORY),
+        noise_mean=_running(state.noise_mean, _line(stats, context, zero)[1], _MEMORY),
         lowest_overshot=torch.fmin(state.lowest_overshot, overshot),
         steepest_slope=torch.where(steeper, slope, state.steepest_slope),
         steepest=torch.where(steeper, multiplier, state.steepest),
