@@ -58,7 +58,8 @@ class CloneConfig:
         batch: episodes in each update.
         peak_lr: of AdamW under a one-cycle schedule.
         smoothness: weight of the squared change of the log multiplier, beside the regret.
-        seed: of everything that is drawn.
+        seed: of the plans of the tasks.
+        student_seed: of the policy, its batches and its guesses.
     """
 
     action: ActionSpec = field(default_factory=lambda: ActionSpec("recursive", alpha=3.0, low=1e-3, high=1e3))
@@ -77,6 +78,7 @@ class CloneConfig:
     peak_lr: float = 5e-3
     smoothness: float = 1e-3
     seed: int = 0
+    student_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def roll_out(
     """Runs of one task under a controller.
 
     Args:
-        controller: decides; its base schedule is replaced by the plan's.
+        controller: decides, on a base schedule of its own.
         planned: the task and its decisions.
         curve: of the task.
         log_guess: log of base LR over best LR, `(num_runs,)`.
@@ -172,7 +174,7 @@ def roll_out(
     untrained = runs.evaluate("train").loss
     log_base_lr = curve.best_log_lr + log_guess.double()
     episode = run_episode(
-        controller.with_schedule(planned.schedule),
+        controller,
         runs,
         seeds,
         log_base_lr.exp(),
@@ -186,7 +188,7 @@ def roll_out(
 def guesses(planned: Plan, config: CloneConfig, round_index: int) -> tuple[Tensor, Tensor]:
     """The log guesses and seeds of a round of rollouts, `(runs_per_task,)` each."""
     run = torch.arange(config.runs_per_task)
-    key = seeding.stream(config.seed, "base_lr")
+    key = seeding.stream(config.student_seed, "base_lr")
     place = seeding.uniform(key, planned.index, round_index, run)
     low, high = (math.log(factor) for factor in config.guess)
     wide = torch.where(run % 2 == 0, 1.0, 0.5)
@@ -384,6 +386,8 @@ def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int
 class CloneFolder:
     """The files of a training, each made when it is first asked for.
 
+    Oracle curves do not depend on the student, so students of several seeds can share a folder.
+
     Args:
         folder: of all files; made if it is missing.
         draw: index -> task.
@@ -392,6 +396,7 @@ class CloneFolder:
 
     def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig) -> None:
         self.folder = folder
+        self.student = folder / f"student-{config.student_seed}"
         self.draw = draw
         self.config = config
 
@@ -423,14 +428,15 @@ class CloneFolder:
             planned = self.plan(index)
             curve, _ = self.oracle(index)
             log_guess, seeds = guesses(planned, self.config, round_index)
+            student = student.with_schedule(planned.schedule)
             return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
 
-        return Episodes(**cached(self.folder / f"round-{round_index}" / f"{index:05d}.pt", make))
+        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
-        policy = ClonePolicy(self.config.hidden_size, self.config.seed)
-        policy.load_state_dict(torch.load(self.folder / f"policy-{round_index}.pt", weights_only=True))
+        policy = ClonePolicy(self.config.hidden_size, self.config.student_seed)
+        policy.load_state_dict(torch.load(self.student / f"policy-{round_index}.pt", weights_only=True))
         return policy
 
     def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
@@ -440,13 +446,13 @@ class CloneFolder:
             round_index: 0 trains on the oracle's episodes alone.
             indices: of the tasks.
         """
-        path = self.folder / f"policy-{round_index}.pt"
+        path = self.student / f"policy-{round_index}.pt"
         if not path.exists():
             pieces = [self.oracle(index)[1] for index in indices]
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
-            fresh = ClonePolicy(self.config.hidden_size, self.config.seed)
+            fresh = ClonePolicy(self.config.hidden_size, self.config.student_seed)
             policy = self.policy(round_index - 1) if round_index else fresh
-            curve = fit(policy, EpisodeStore(pieces), self.config, self.config.seed + round_index)
+            curve = fit(policy, EpisodeStore(pieces), self.config, 1000 * self.config.student_seed + round_index)
             log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
             save_tensors(path, policy.state_dict())
         return self.policy(round_index)

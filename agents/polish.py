@@ -125,7 +125,7 @@ def run_pairs(folder: CloneFolder, policy: ClonePolicy, index: int, key: int, co
     wide = torch.where(pair % 2 == 0, 1.0, 0.5)
     log_guess = (0.5 * (low + high) + wide * (place - 0.5) * (high - low)).repeat(2)
     seeds = torch.tensor(clone.grid.seeds)[(pair + index + key) % len(clone.grid.seeds)].repeat(2)
-    controller = policy.controller(clone, planned.decisions)
+    controller = policy.controller(clone, planned.decisions).with_schedule(planned.schedule)
     count = len(controller.decision_steps(planned.task.horizon))
     noise = seeding.normal(stream, index, key, pair, torch.arange(count)[:, None] + 1).float()
     noise = torch.cat([noise, -noise], 1) * (config.sigma / clone.action.alpha)

@@ -121,7 +121,9 @@ def test_a_rollout_starts_from_the_guess_and_records_the_multiplier_before_each_
     planned = folder.plan(1)
     curve, _ = folder.oracle(1)
     log_guess, seeds = guesses(planned, SMALL, 1)
-    episodes = roll_out(some_policy().controller(SMALL), planned, curve, log_guess, seeds, SMALL)
+    episodes = roll_out(
+        some_policy().controller(SMALL).with_schedule(planned.schedule), planned, curve, log_guess, seeds, SMALL
+    )
     torch.testing.assert_close(episodes.log_base_lr, (curve.best_log_lr + log_guess).float())
     assert (episodes.log_multiplier[0] == 0.0).all()
     in_force = feature(episodes.observations.float(), "lr_multiplier") * 7.0
@@ -174,7 +176,8 @@ def test_a_clone_repairs_wrong_guesses_on_tasks_that_it_has_not_seen(tmp_path: P
             planned = folder.plan(index)
             curve, _ = folder.oracle(index)
             log_guess, seeds = guesses(planned, config, 9)
-            episodes = roll_out(policy.controller(config), planned, curve, log_guess, seeds, config)
+            student = policy.controller(config).with_schedule(planned.schedule)
+            episodes = roll_out(student, planned, curve, log_guess, seeds, config)
             regrets.append((episodes.log_loss - curve.log_loss[curve.best_index].mean()).mean())
         return torch.stack(regrets).mean().item()
 

@@ -125,7 +125,7 @@ def test_the_breaker_reads_the_observation(mode):
     spec = ActionSpec(mode=mode)
     state = loop.init(actions.initial_state(spec, LIKE), LIKE)
     state = loop.observe(state, stats(0.0), 1, 10)
-    state = loop.observe(state, stats(math.log(8.0)), 2, 10)  # more than four times the first interval's loss, and noise
+    state = loop.observe(state, stats(math.log(8.0)), 2, 10)  # four times the first loss, and noise
     exploded = loop.act(lambda seen, memory: actions.act(spec, LIKE, seen, memory), state)
     assert exploded.multiplier.tolist() == [[pytest.approx(0.3)] * 2] * 3
 

@@ -1,0 +1,212 @@
+"""Can a controller that was trained on tiny random tasks find the LR of tasks that it has never seen?
+
+    python -m experiments.general                   # oracle curves, clone, rounds of rollouts, polish, validation
+    python -m experiments.general --student-seed 1  # another student on the same curves
+
+Every piece is a file under `--folder`: a command that was cut off resumes, and several workers share the work. The
+controllers are judged on the *meta-validation* family, which is another distribution than that of the training: from
+base LRs that are wrong by up to a hundred times, the log final train loss over that of the best of 15 LRs under the
+same base schedule and on the same seeds. The meta-test set is not touched here.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.support import harness, records
+from metalr.agents.clone import CloneConfig, CloneFolder, ClonePolicy, EpisodeStore, roll_out
+from metalr.agents.polish import PolishConfig, polish
+from metalr.compare.oracle import Grid
+from metalr.control.controller import Controller
+from metalr.control.reference import ScheduleController
+from metalr.control.rules import EdgeRule
+from metalr.schedules import Cosine
+from metalr.tasks.general import draw_task
+
+FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)
+NAME = "general"
+
+
+@dataclass(frozen=True)
+class Args(harness.Options):
+    """Train the general controller and judge it on the meta-validation family."""
+
+    folder: Path = Path("runs/general")
+    """Where everything goes."""
+    tasks: int = 600
+    """Tasks of the meta-train family."""
+    validation_tasks: int = 60
+    """Tasks of the meta-validation family."""
+    rounds: int = 3
+    """Of rollouts, each followed by a training of the policy."""
+    hidden_size: int = 48
+    """Width of the policy's memory."""
+    steps: int = 3000
+    """Updates of the policy in each round."""
+    polish_updates: int = 40
+    """Updates from whole-run outcomes after the cloning."""
+    student_seed: int = 0
+    """Of the student."""
+    workers: int = 1
+    """Processes that train runs; each takes one core."""
+
+    def small(self) -> "Args":
+        few = {"tasks": 4, "validation_tasks": 2, "rounds": 1, "steps": 20, "polish_updates": 1, "hidden_size": 8}
+        return replace(self, folder=Path("runs/general-smoke"), **few)  # type: ignore[arg-type]
+
+
+def config_of(args: Args) -> CloneConfig:
+    """The settings of the cloning."""
+    grid = Grid(num_lrs=7, seeds=(0, 1)) if args.smoke else Grid()
+    return CloneConfig(
+        rounds=args.rounds,
+        hidden_size=args.hidden_size,
+        steps=args.steps,
+        student_seed=args.student_seed,
+        grid=grid,
+    )
+
+
+def folder_of(args: Args, split: str) -> CloneFolder:
+    """The files of a split."""
+    draw = partial(_short_task, split) if args.smoke else partial(draw_task, split)  # type: ignore[arg-type]
+    return CloneFolder(args.folder / split, draw, config_of(args))
+
+
+def _short_task(split: str, index: int):
+    return draw_task(split, index).with_(horizon=40, batch_size=8)  # type: ignore[arg-type]
+
+
+def _each(args: Args, work: Callable[[int], object], indices: Iterable[int], what: str) -> None:
+    """Do a piece of work for each index, in several processes if there are workers, and show progress."""
+    todo = list(indices)
+    if args.workers == 1:
+        for count, index in enumerate(todo):
+            work(index)
+            if count % 20 == 19:
+                print(f"{what}: {count + 1} of {len(todo)}", flush=True)
+        return
+    with multiprocessing.get_context("spawn").Pool(args.workers, torch.set_num_threads, (1,)) as pool:
+        for count, _ in enumerate(pool.imap_unordered(partial(_quietly, work), todo)):
+            if count % 20 == 19:
+                print(f"{what}: {count + 1} of {len(todo)}", flush=True)
+
+
+def _quietly(work: Callable[[int], object], index: int) -> None:
+    work(index)
+
+
+def _oracle(args: Args, split: str, index: int) -> None:
+    folder_of(args, split).oracle(index)
+
+
+def _rollouts(args: Args, round_index: int, index: int) -> None:
+    folder_of(args, "meta-train").rollouts(round_index, index)
+
+
+def clone(args: Args) -> ClonePolicy:
+    """All rounds of the cloning."""
+    folder = folder_of(args, "meta-train")
+    _each(args, partial(_oracle, args, "meta-train"), range(args.tasks), "oracle curves")
+    policy = folder.train(0, range(args.tasks))
+    for round_index in range(1, args.rounds + 1):
+        if not (folder.student / f"policy-{round_index}.pt").exists():
+            work = partial(_rollouts, args, round_index)
+            _each(args, work, range(args.tasks), f"rollouts of round {round_index}")
+        policy = folder.train(round_index, range(args.tasks))
+    return policy
+
+
+def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
+    """The policy after the polishing."""
+    folder = folder_of(args, "meta-train")
+    pieces = [folder.rollouts(args.rounds, index) for index in range(args.tasks)]
+    settings = PolishConfig(updates=args.polish_updates, seed=args.student_seed)
+    if args.smoke:
+        settings = replace(settings, tasks_per_update=2, pairs=2)
+    indices = list(range(args.tasks))
+    return polish(folder, policy, indices, EpisodeStore(pieces), folder.student / "polish", settings)
+
+
+def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row]:
+    """A row for each controller, task of the meta-validation family and guess: mean log regret over the seeds."""
+    folder = folder_of(args, "meta-validation")
+    _each(args, partial(_oracle, args, "meta-validation"), range(args.validation_tasks), "validation curves")
+    grid = folder.config.grid
+    shown = replace(folder.config, hide_loss=0.0)
+    seeds = torch.tensor(grid.seeds).repeat(len(FACTORS))
+    log_guess = torch.tensor(FACTORS, dtype=torch.float64).log().repeat_interleave(len(grid.seeds))
+    rows = []
+    for index in range(args.validation_tasks):
+        planned = folder.plan(index)
+        if not planned.horizon_known:
+            continue
+        planned = replace(planned, decisions=min(40, planned.task.horizon // 2))
+        curve, _ = folder.oracle(index)
+        best = curve.log_loss[curve.best_index]
+        for name, controller in controllers.items():
+            episodes = roll_out(controller, planned, curve, log_guess, seeds, shown)
+            regret = (episodes.log_loss.double().view(len(FACTORS), -1) - best).mean(1)
+            diverged = episodes.diverged.view(len(FACTORS), -1).sum(1)
+            for place, factor in enumerate(FACTORS):
+                rows.append(
+                    {
+                        "controller": name,
+                        "task": planned.task.name,
+                        "horizon": planned.task.horizon,
+                        "factor": factor,
+                        "log_regret": regret[place].item(),
+                        "diverged": int(diverged[place]),
+                        "runs": len(grid.seeds),
+                        "seed": args.student_seed,
+                    }
+                )
+    return rows
+
+
+def summary(rows: list[records.Row]) -> str:
+    """Mean, median and 90th percentile of the log regret by controller and guess."""
+    lines = []
+    for name in dict.fromkeys(row["controller"] for row in rows):
+        own = [row for row in rows if row["controller"] == name]
+        cells = []
+        for factor in FACTORS:
+            regrets = torch.tensor([row["log_regret"] for row in own if row["factor"] == factor])
+            cells.append(f"x{factor:g} {_three(regrets)}")
+        everything = torch.tensor([row["log_regret"] for row in own])
+        diverged = sum(row["diverged"] for row in own)
+        lines.append(f"{name:16s} all {_three(everything)}  {'  '.join(cells)}  diverged {diverged}")
+    return "\n".join(lines)
+
+
+def _three(regrets: Tensor) -> str:
+    return f"{regrets.mean():.3f}/{regrets.median():.3f}/{regrets.quantile(0.9):.3f}"
+
+
+def main(args: Args) -> None:
+    """Train, polish and validate."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("metalr").setLevel(logging.INFO)
+    policy = clone(args)
+    config = config_of(args)
+    controllers: dict[str, Controller] = {
+        "clone": policy.controller(config),
+        "base schedule": ScheduleController(config.schedule, 40, config.spacing),
+        "cosine": ScheduleController(Cosine(), 40, config.spacing),
+        "edge rule": EdgeRule(schedule=config.schedule, low=1e-3, high=1e3, spacing=config.spacing),
+    }
+    if args.polish_updates:
+        controllers["polished"] = polished(args, policy).controller(config)
+    rows = validate(args, controllers)
+    print("log regret, mean / median / 90th percentile over tasks\n" + summary(rows))
+    print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
+
+
+if __name__ == "__main__":
+    harness.run(main, Args)
