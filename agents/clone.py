@@ -36,6 +36,8 @@ from metalr.tasks.task import Task
 
 log = logging.getLogger("metalr")
 
+_GUESS_SHARES = (1.0, 0.5, 0.15)
+
 
 @dataclass(frozen=True)
 class CloneConfig:
@@ -46,8 +48,7 @@ class CloneConfig:
         schedule: base schedule. Runs of unknown horizon have a constant one.
         decisions: lowest and highest number of decisions of a task, drawn log-uniformly.
         spacing: of the decisions.
-        guess: factors of the best LR between which the base LRs of rollouts are drawn, log-uniformly; half of them from
-            the middle half of that range.
+        guess: factors of the best LR between which the base LRs of rollouts are drawn; see `spread_guesses`.
         grid: of the oracle curves.
         runs_per_task: in each round of rollouts.
         rounds: of rollouts.
@@ -189,12 +190,20 @@ def guesses(planned: Plan, config: CloneConfig, round_index: int) -> tuple[Tenso
     """The log guesses and seeds of a round of rollouts, `(runs_per_task,)` each."""
     run = torch.arange(config.runs_per_task)
     key = seeding.stream(config.student_seed, "base_lr")
-    place = seeding.uniform(key, planned.index, round_index, run)
-    low, high = (math.log(factor) for factor in config.guess)
-    wide = torch.where(run % 2 == 0, 1.0, 0.5)
-    log_guess = 0.5 * (low + high) + wide * (place - 0.5) * (high - low)
+    log_guess = spread_guesses(seeding.uniform(key, planned.index, round_index, run), config)
     seeds = torch.tensor(config.grid.seeds)[(run + planned.index) % len(config.grid.seeds)]
     return log_guess, seeds
+
+
+def spread_guesses(place: Tensor, config: CloneConfig) -> Tensor:
+    """Log guesses from uniform numbers in (0, 1), both `(num_runs,)`.
+
+    A third of them each from the whole range of guesses, its middle half and its middle seventh, in turn: most people's
+    guesses are good.
+    """
+    low, high = (math.log(factor) for factor in config.guess)
+    share = torch.tensor(_GUESS_SHARES, dtype=place.dtype)[torch.arange(len(place)) % len(_GUESS_SHARES)]
+    return 0.5 * (low + high) + share * (place - 0.5) * (high - low)
 
 
 def _known(planned: Plan, seeds: Tensor, config: CloneConfig) -> Known:

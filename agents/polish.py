@@ -12,7 +12,6 @@ that of weights. The regret on the oracle curves stays in the loss and keeps the
 """
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from metalr.agents.clone import (
     imitation_loss,
     roll_out,
     save_tensors,
+    spread_guesses,
 )
 from metalr.control import actions
 from metalr.control.controller import Controller
@@ -118,12 +118,8 @@ def run_pairs(folder: CloneFolder, policy: ClonePolicy, index: int, key: int, co
     planned = folder.plan(index)
     curve, _ = folder.oracle(index)
     pair = torch.arange(config.pairs)
-    low, high = (math.log(factor) for factor in clone.guess)
     stream = seeding.stream(config.seed, "noise")
-    place = seeding.uniform(stream, index, key, pair, 0)
-    # The same guesses as in cloning: half of them from the middle half of the range.
-    wide = torch.where(pair % 2 == 0, 1.0, 0.5)
-    log_guess = (0.5 * (low + high) + wide * (place - 0.5) * (high - low)).repeat(2)
+    log_guess = spread_guesses(seeding.uniform(stream, index, key, pair, 0), clone).repeat(2)
     seeds = torch.tensor(clone.grid.seeds)[(pair + index + key) % len(clone.grid.seeds)].repeat(2)
     controller = policy.controller(clone, planned.decisions).with_schedule(planned.schedule)
     count = len(controller.decision_steps(planned.task.horizon))
