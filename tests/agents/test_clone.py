@@ -152,7 +152,7 @@ def test_polishing_resumes_exactly_and_pairs_without_noise_are_equal(tmp_path: P
     store = EpisodeStore([folder.oracle(index)[1] for index in range(2)])
     config = PolishConfig(updates=2, tasks_per_update=2, pairs=3, sigma=0.2)
     calm = run_pairs(folder, some_policy(), 0, 0, replace(config, sigma=0.0))
-    assert (calm.advantage == 0.0).all()
+    assert calm.advantage.abs().max() < 1e-5  # rounding differs with the place in the batch
     noisy = run_pairs(folder, some_policy(), 0, 0, config)
     assert torch.equal(noisy.advantage[:3], -noisy.advantage[3:])
     assert noisy.advantage.any()
