@@ -126,16 +126,26 @@ def load_scheduler(
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
         base: base schedule to replace the controller's own.
-        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure.
+        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure, expects_loss.
 
     Raises:
         FileNotFoundError: there is no such file or shipped controller.
         ValueError: the file cannot be used, or the horizon does not suit the decisions.
     """
-    controller = load_controller(source)
+    path = _locate(source)
+    controller, card = from_bytes(_read(path), str(path))
     if base is not None:
         controller = controller.with_schedule(base)
-    return LearnedLR(optimizer, controller, horizon, **options)
+    return LearnedLR(optimizer, controller, horizon, **{"expects_loss": needs_losses(card), **options})
+
+
+def needs_losses(card: Mapping[str, Any]) -> bool:
+    """Whether a card says that its controller sees losses and was never trained without."""
+    about, visible = card.get("about"), card.get("controller", {}).get("visible")
+    env = about.get("env") if isinstance(about, Mapping) else None
+    hidden = env.get("hide_loss") if isinstance(env, Mapping) else None
+    sees_losses = visible is None or any(str(name).startswith("loss") for name in visible)
+    return isinstance(hidden, (int, float)) and hidden == 0.0 and sees_losses
 
 
 def from_bytes(content: bytes, name: str = "the file") -> tuple[Controller, dict[str, Any]]:
