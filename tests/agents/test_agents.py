@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +207,48 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         train(TINY, tmp_path / "run", tensorboard=False)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+DAMAGE = {
+    "empty progress": ("progress.json", b"", "progress.json, which is damaged"),
+    "progress of nothing": ("progress.json", b"{}", "progress.json, which is damaged"),
+    "progress of something else": ("progress.json", b'{"timesteps": 1, "seconds": "x"}', "which is damaged"),
+    "progress as a list": ("progress.json", b"[]", "which is damaged"),
+    "empty checkpoint": (CHECKPOINT, b"", f"{CHECKPOINT}, which is damaged"),
+    "truncated checkpoint": (CHECKPOINT, None, f"{CHECKPOINT}, which is damaged"),
+    "no checkpoint": (CHECKPOINT, "remove", f"with progress.json but without {CHECKPOINT}"),
+}
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(TINY, folder, tensorboard=False)
+    (folder / CONTROLLER).unlink()  # with it the run would count as finished
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_explained(name, a_run, tmp_path):
+    file, content, message = DAMAGE[name]
+    folder = Path(shutil.copytree(a_run, tmp_path / "run"))
+    if content == "remove":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes((folder / file).read_bytes()[:-100] if content is None else content)
+    for use in (lambda: train(read_options(folder), folder, tensorboard=False), lambda: export_folder(folder)):
+        with pytest.raises(ValueError, match=message) as refused:
+            use()
+        assert "remove" in str(refused.value)
+    for path in (CHECKPOINT, "progress.json"):  # the way out
+        (folder / path).unlink(missing_ok=True)
+    train(read_options(folder), folder, tensorboard=False)
+
+
+def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(tmp_path):
+    with pytest.raises(ValueError, match="activation"):
+        train_ppo(small_transition(), tmp_path / "run", settings=PPOSettings(width=-3), budget=Budget(episodes=8))
+    train_ppo(small_transition(), tmp_path / "run", budget=Budget(episodes=8))
 
 
 def test_a_limit_of_time_ends_training_and_still_exports(tmp_path):
