@@ -112,7 +112,7 @@ class LearnedLR(LRScheduler):
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
         self._require_constant_base()
         self._ahead = ScheduleAhead(controller.schedule)
-        self._uses_hooks = hooks
+        self._uses_hooks, self._scope = hooks, scope
         self._alerts = Alerts()
         self._expects_loss = expects_loss
         self._written_at = self._called_at = 0  # update counts at the last write and call
@@ -248,8 +248,10 @@ class LearnedLR(LRScheduler):
 
         Between the last two updates before a decision it includes a copy of the gradients, which the decision needs.
         """
+        adopt_new_groups(self)
         return {
             **self.run.to_saved(),
+            "scope": self._scope,
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
             "applied": self._written_at,
@@ -268,7 +270,10 @@ class LearnedLR(LRScheduler):
         """
         keys = ("updates", "interval_start", "started", "base_lrs", "last_lr", "losses", "loop", "meter")
         check_state(state_dict, keys, len(self.optimizer.param_groups))
-        self.run.load_saved(dict(state_dict))
+        adopt_new_groups(self)
+        if state_dict.get("scope") == self._scope == "param_group":  # groups added later are not controlled
+            self.run.meter.num_groups = state_dict["loop"]["multiplier"].shape[1]
+        self.run.load_saved({**state_dict, "meter": self._comparable(state_dict["meter"])})
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict["step_count"])
         self._written_at = int(state_dict["applied"])
@@ -276,6 +281,12 @@ class LearnedLR(LRScheduler):
         self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])
         restore_lr(self.optimizer, self._constructed_lr, state_dict["last_lr"])
         self._last_lr = numbers_like(self._last_lr, state_dict["last_lr"])
+
+    def _comparable(self, meter: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The meter's state, without copies of gradients where a group was added to them since."""
+        held, groups = meter["buffers"], len(self.optimizer.param_groups)
+        measured = groups if self._scope == "global" else self.run.meter.num_groups
+        return meter if held is None or len(held) == measured else {"buffers": None, "measured": []}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": None}

@@ -98,14 +98,17 @@ class ScheduleLR(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The LRs of the coming update; called by `step`."""
         groups = self.optimizer.param_groups
-        adopt_new_groups(self)
-        self._outside += [1.0] * (len(groups) - len(self._outside))
+        self._adopt()
         if self._is_initial:
             return self._initial_lrs()
         for index, group in enumerate(groups):
             self._outside[index] = self._outside_now(index, group["lr"])
         self._factor = self._factor_at(self.last_epoch)
         return [base * outside * self._factor for base, outside in zip(self.base_lrs, self._outside, strict=True)]
+
+    def _adopt(self) -> None:
+        adopt_new_groups(self)
+        self._outside += [1.0] * (len(self.base_lrs) - len(self._outside))
 
     def _initial_lrs(self) -> list[float | Tensor]:
         lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -172,6 +175,7 @@ class ScheduleLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain numbers and lists, loadable with `weights_only=True`."""
+        self._adopt()
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
@@ -190,6 +194,7 @@ class ScheduleLR(LRScheduler):
         """
         keys = ("last_epoch", "step_count", "base_lrs", "last_lr", "factor", "outside")
         check_state(state_dict, keys, len(self.optimizer.param_groups))
+        self._adopt()
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict["step_count"])
         self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])

@@ -246,7 +246,7 @@ def test_a_damaged_folder_is_explained(name, a_run, tmp_path):
 
 
 def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(tmp_path):
-    with pytest.raises(ValueError, match="activation"):
+    with pytest.raises(RuntimeError, match="negative dimension"):
         train_ppo(small_transition(), tmp_path / "run", settings=PPOSettings(width=-3), budget=Budget(episodes=8))
     train_ppo(small_transition(), tmp_path / "run", budget=Budget(episodes=8))
 
