@@ -172,5 +172,4 @@ def export_folder(folder: Path) -> tuple[PolicyController, dict[str, Any]]:
         raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
     algorithm, _ = look_up(_AGENTS, options.agent, "agent")
     model = load_checkpoint(algorithm, folder)
-    transition = build_transition(options)
-    return export_policy(model, transition.config, transition.groups[0].schedule), provenance(folder)
+    return export_policy(model, build_transition(options)), provenance(folder)
