@@ -18,7 +18,7 @@ from metalr.control.controller import decision_steps
 from metalr.control.loop import LoopState
 from metalr.control.lr import lr_in_force
 from metalr.control.recurrent import RecurrentState
-from metalr.engine.interval import measure, run_steps, update_ratio
+from metalr.engine.interval import measure, prospect, run_steps
 from metalr.engine.runs import BatchedRuns
 from metalr.engine.step import RunState, TrainingStep
 from metalr.learned.module import Learned, OpenLoop
@@ -182,8 +182,8 @@ class Unroll:
         loss_sum = carry.loss_sum + torch.where(state.diverged, 0.0, trace.losses).sum(0)
         policy = carry.loop
         if self.controller is not None and policy is not None and stop < self.horizon:
-            seen = measure(runs.layout, trace, state.params)
-            policy = loop.decide(self.controller, policy, seen, stop / self.horizon)
+            seen = measure(runs.layout, trace)
+            policy = loop.decide(self.controller, policy, seen, stop, self.horizon)
         return Carry(state, policy, loss_sum)
 
     def _advance(self, state: RunState, batch: Batch, lr: Tensor) -> tuple[RunState, Tensor, Tensor]:
@@ -207,6 +207,7 @@ class Unroll:
         batches = runs.data.batches(runs.seeds, runs.variants, state.step, 1, runs.task.batch_size)
         state = state._replace(params=torch.where(state.diverged[:, None], 0.0, state.params))
         lr = lr_in_force(self.base_lr, self.schedule(0.0), self.like)
-        new, _, _ = self.step.update(state, next(iter(batches)), lr)
+        new, loss, gradient = self.step.update(state, next(iter(batches)), lr)
         blank = loop.init(controller.init(self.like), self.like)
-        return loop.start(controller, blank, update_ratio(runs.layout, new.params, state.params))
+        first = prospect(runs.layout, state.params, new.params, gradient, loss)
+        return loop.start(controller, blank, first, self.horizon)

@@ -27,8 +27,8 @@ from metalr.tasks.task import Task
 
 # Examples of a split that are evaluated for the potential at the end of an episode.
 _OUTCOME_EXAMPLES = 2048
-# A loss that underflows to zero still has a logarithm.
-_LEAST_LOSS = 1e-30
+# The logarithm of a loss that underflows to zero.
+_LEAST_LOG_LOSS = -69.0
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class RunGroup:
         )
         probe = self.runs.probe(self._lr(self.like, 1)[0])
         fresh = loop.init(actions.initial_state(self.config.action, self.like), self.like)
-        fresh = loop.observe_start(fresh, probe.update_ratio, self.known)
+        fresh = loop.observe_start(fresh, probe, self.task.horizon, self.known)
         self.state = fresh if everything else loop.reset(self.state, fresh, which)
-        self.start_log_loss = probe.loss.clamp(min=_LEAST_LOSS).log().where(which, self.start_log_loss)
+        self.start_log_loss = probe.log_loss.clamp(min=_LEAST_LOG_LOSS).where(which, self.start_log_loss)
         self.potential = self.potential.where(~which, 0.0)
         return self.shown()
 
@@ -181,8 +181,8 @@ class RunGroup:
         if self.twin is not None:
             twin_stats = self.twin.unroll(self._lr(self.like, self.steps_per_action), self.steps_per_action)
         self.decision = self.decision + 1
-        progress = (self.decision / self.config.decisions).to(self.like.dtype)[:, None]  # (num_runs, 1)
-        self.state = loop.observe(self.state, stats, progress, self.known)
+        done = (self.decision * self.steps_per_action).to(self.like.dtype)[:, None]  # (num_runs, 1)
+        self.state = loop.observe(self.state, stats, done, self.task.horizon, self.known)
         last = self.decision == self.config.decisions
         diverged = self.runs.state.diverged
         potential = self._potential(self.runs, stats, last)
@@ -210,7 +210,7 @@ class RunGroup:
         which = (measured & ~runs.state.diverged).nonzero().squeeze(-1)
         if len(which):
             loss = runs.evaluate(self.reward.split, _OUTCOME_EXAMPLES, which).loss  # type: ignore[arg-type]
-            log_loss = log_loss.index_copy(0, which, loss.clamp(min=_LEAST_LOSS).log().to(log_loss.dtype))
+            log_loss = log_loss.index_copy(0, which, loss.log().clamp(min=_LEAST_LOG_LOSS).to(log_loss.dtype))
         return (self.start_log_loss - log_loss).nan_to_num(nan=-torch.inf)
 
 

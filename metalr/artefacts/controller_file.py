@@ -26,6 +26,7 @@ from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule
 from metalr.signals.observations import OBSERVATION_VERSION
+from metalr.signals.stats import Prospect
 
 FORMAT_VERSION = 1
 # The folder in which shipped controllers are looked up by name.
@@ -190,7 +191,8 @@ def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
     action = getattr(controller, "action", controller)
     bounds = [float(getattr(action, name, 1.0)) for name in ("low", "high")]
     like = torch.ones(1, 1, dtype=torch.float64)
-    state = loop.start(controller, loop.init(controller.init(like), like), 1e-3 * like)
+    prospect = Prospect(1e-3 * like, like, like[:, 0])
+    state = loop.start(controller, loop.init(controller.init(like), like), prospect, 1000.0)
     factors = torch.tensor([*bounds, state.multiplier.item(), *getattr(controller, "multipliers", ())])
     if not bool(((factors >= _SANE_FACTORS[0]) & (factors <= _SANE_FACTORS[1])).all()):
         raise ValueError(f"its LR multipliers leave [{_SANE_FACTORS[0]:g}, {_SANE_FACTORS[1]:g}]")

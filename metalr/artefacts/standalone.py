@@ -169,10 +169,11 @@ def _expression(controller: Controller) -> str:
         return (
             f"PolicyController(\n        PolicyNetwork(\n            {weights},\n            {biases},\n        ),\n"
             f"        {controller.action!r},\n        {controller.schedule!r},\n"
-            f"        {controller.decisions!r},\n        {controller.visible!r},\n    )"
+            f"        {controller.decisions!r},\n        {controller.visible!r},\n        "
+            f"{controller.spacing!r},\n    )"
         )
     if isinstance(controller, RecurrentPolicyController):
-        return f"RecurrentPolicyController(_WEIGHTS, {common})"
+        return f"RecurrentPolicyController(_WEIGHTS, {common}, {controller.visible!r}, {controller.spacing!r})"
     if isinstance(controller, (ScheduleController, RandomController, ReplayController, *RULES.values())):
         return repr(controller)
     raise ValueError(

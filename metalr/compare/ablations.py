@@ -26,7 +26,7 @@ def mean_replay(controller: Controller, multipliers: Tensor) -> ReplayController
         multipliers: `(decisions, num_runs, num_groups)` that it set; their geometric mean is played.
     """
     mean = multipliers.double().log().mean((1, 2)).exp()
-    return ReplayController(tuple(mean.tolist()), controller.schedule)
+    return ReplayController(tuple(mean.tolist()), controller.schedule, controller.spacing)
 
 
 def untrained(controller: PolicyController, seed: int = 0) -> PolicyController:

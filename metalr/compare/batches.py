@@ -16,12 +16,12 @@ from metalr.compare.contenders import Contender
 from metalr.compare.external_optimizers import LoneRun
 from metalr.compare.run_record import PlannedRun, RunCurve, RunRecord
 from metalr.control import loop
-from metalr.control.controller import Controller, decision_steps
+from metalr.control.controller import Controller
 from metalr.control.loop import LoopState
 from metalr.control.lr import lr_in_force
 from metalr.control.reference import ScheduleController
 from metalr.engine.runs import BatchedRuns
-from metalr.signals.stats import RunStats
+from metalr.signals.stats import Prospect, RunStats
 from metalr.tasks.data import SPLITS
 from metalr.tasks.task import Task
 from metalr.trees import concatenate
@@ -63,14 +63,15 @@ class _Segment:
         base, factor = base_lr[self.rows, None], self.factor[start:stop, None, None]
         return lr_in_force(base, factor, self.state.multiplier.double())
 
-    def start(self, prospective_ratio: Tensor) -> None:
-        """The first decision, from the ratio of every run of the batch."""
-        self.state = loop.start(self.controller, self.state, prospective_ratio[self.rows])
+    def start(self, prospect: Prospect) -> None:
+        """The first decision, from the prospect of every run of the batch."""
+        own = Prospect(*(value[self.rows] for value in prospect))
+        self.state = loop.start(self.controller, self.state, own, len(self.factor))
 
-    def decide(self, stats: RunStats, progress: float) -> None:
+    def decide(self, stats: RunStats, step: int) -> None:
         """The decision after an interval, from the statistics of every run of the batch."""
         own = RunStats(*(value[self.rows] for value in stats))
-        self.state = loop.decide(self.controller, self.state, own, progress)
+        self.state = loop.decide(self.controller, self.state, own, step, len(self.factor))
 
 
 def batches_of(
@@ -114,13 +115,13 @@ def train_batch(
     optimizer = first.optimizer(parameters, task.optimizer)
     runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
-    decisions = first.controller(parameters, task.horizon).decisions
+    starts = first.controller(parameters, task.horizon).decision_steps(task.horizon)
     untrained = runs.evaluate("train").loss
     if first.trains_alone:
-        intervals = _train_one_by_one(runs, batch, decisions, curves)
+        intervals = _train_one_by_one(runs, batch, starts, curves)
     else:
         base_lr = torch.tensor([run.base_lr for run in batch], dtype=torch.float64, device=runs.device)
-        intervals = _train_together(runs, list(_segments(contenders, batch, runs)), base_lr, decisions, curves)
+        intervals = _train_together(runs, list(_segments(contenders, batch, runs)), base_lr, starts, curves)
     records = _records(batch, contenders, runs, untrained)
     return records, [_curve(run.key, intervals, row) for row, run in enumerate(batch)] if curves != "none" else []
 
@@ -137,15 +138,14 @@ def _segments(
 
 
 def _train_together(
-    runs: BatchedRuns, segments: Sequence[_Segment], base_lr: Tensor, decisions: int, curves: Curves
+    runs: BatchedRuns, segments: Sequence[_Segment], base_lr: Tensor, starts: list[int], curves: Curves
 ) -> list[_Interval]:
     horizon = runs.task.horizon
-    starts = decision_steps(horizon, decisions)
     closed = [segment for segment in segments if segment.closed]
     if closed:
-        ratio = runs.probe(torch.cat([segment.lr(base_lr, 0, 1)[0] for segment in segments])).update_ratio
+        prospect = runs.probe(torch.cat([segment.lr(base_lr, 0, 1)[0] for segment in segments]))
         for segment in closed:
-            segment.start(ratio)
+            segment.start(prospect)
     intervals = []
     for start, stop in zip(starts, [*starts[1:], horizon], strict=True):
         lr = torch.cat([segment.lr(base_lr, start, stop) for segment in segments], 1)
@@ -156,15 +156,14 @@ def _train_together(
             intervals.append(_Interval(stop, lr[0, :, 0].tolist(), train_loss.tolist(), valid_loss))
         if stop < horizon:
             for segment in closed:
-                segment.decide(stats, stop / horizon)
+                segment.decide(stats, stop)
     return intervals
 
 
 def _train_one_by_one(
-    runs: BatchedRuns, batch: Sequence[PlannedRun], decisions: int, curves: Curves
+    runs: BatchedRuns, batch: Sequence[PlannedRun], starts: list[int], curves: Curves
 ) -> list[_Interval]:
     """Train under an optimizer of another package, and put the results into `runs`."""
-    starts = decision_steps(runs.task.horizon, decisions)
     stops = [*starts[1:], runs.task.horizon]
     intervals = [_Interval(stop, [], [], [] if curves == "full" else None) for stop in stops]
     states = []

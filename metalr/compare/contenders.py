@@ -99,8 +99,9 @@ class Contender(ABC):
         return True
 
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
-        """Runs of equal keys can share a batch: they have one inner optimizer and one number of decisions."""
-        return self.optimizer(parameters, task.optimizer), self.controller(parameters, task.horizon).decisions
+        """Runs of equal keys can share a batch: they have one inner optimizer and decide at the same steps."""
+        controller = self.controller(parameters, task.horizon)
+        return self.optimizer(parameters, task.optimizer), controller.decisions, controller.spacing
 
     def describe(self) -> dict[str, Any]:
         """Everything that its records depend on, JSON-able, as far as it can be written."""

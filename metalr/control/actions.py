@@ -112,8 +112,8 @@ def apply(
     """The multiplier that an action sets.
 
     The breaker: after an interval in which the loss exploded, the multiplier is at most 0.3 · min(last good
-    multiplier, the one that exploded, 1), whatever the action; each quiet interval raises that ceiling by a factor
-    of 1.3.
+    multiplier, the one that exploded), whatever the action; each quiet interval raises that ceiling by a factor of 1.3.
+    Before any good interval the base LR, 1, counts as good.
 
     Args:
         spec: mode, range and bounds.
@@ -129,7 +129,7 @@ def apply(
     action = torch.where(action.isnan(), torch.full_like(action, 0.0), action).clamp(-1.0, 1.0)
     broken = exploded > 0.0
     good = torch.where(broken, state.good, torch.where(has_history > 0.0, state.multiplier, state.good))
-    cut = _BREAKER_CUT * torch.minimum(good, state.multiplier).clamp(max=1.0)
+    cut = _BREAKER_CUT * torch.minimum(good, state.multiplier)
     ceiling = torch.where(
         broken, torch.minimum(cut, state.ceiling), (_BREAKER_LIFT * state.ceiling).clamp(max=spec.high)
     )

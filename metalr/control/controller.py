@@ -10,16 +10,26 @@ ignores the observation. The engine, the environment and the exported scheduler 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from metalr import schedules
 from metalr.control.actions import ActionSpec
 
+Spacing = Literal["even", "doubling"]
 
-def decision_steps(horizon: int, decisions: int) -> list[int]:
-    """The inner steps at which decisions fall: round(d · horizon / decisions) for d = 0, 1, ….
+
+def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> list[int]:
+    """The inner steps at which decisions fall.
+
+    Args:
+        horizon: inner steps in the run.
+        decisions: per run, if evenly spaced.
+        spacing: "even" has them at round(d · horizon / decisions) for d = 0, 1, …; "doubling" at 0, 2, 4, 8, … until
+            the spacing reaches horizon / decisions, and evenly from there on, so that there are a few more. An interval
+            of one step would show nothing that was not known before it: the gradient after an update, and whether the
+            loss rose, are seen with the next step.
 
     Raises:
         ValueError: fewer than two inner steps for each decision.
@@ -27,14 +37,23 @@ def decision_steps(horizon: int, decisions: int) -> list[int]:
     Example:
         >>> decision_steps(10, 4)
         [0, 3, 5, 8]
+        >>> decision_steps(100, 10, "doubling")
+        [0, 2, 4, 8, 16, 26, 37, 47, 58, 68, 79, 89]
     """
     if decisions < 1 or horizon < 2 * decisions:
         raise ValueError(
             f"got horizon {horizon} with {decisions} decisions, expected at least two inner steps for each decision: "
             f"use a horizon of at least {2 * max(decisions, 1)}, or at most {max(horizon // 2, 1)} decisions"
         )
+    early = [0]
+    if spacing == "doubling":
+        while max(early[-1], 2) * decisions < horizon:
+            early.append(max(2 * early[-1], 2))
+    start = early.pop()
+    rest = horizon - start
     # Integer arithmetic, half rounded up: Python's round() goes to the even neighbour.
-    return [(2 * d * horizon + decisions) // (2 * decisions) for d in range(decisions)]
+    count = decisions if start == 0 else max((2 * rest * decisions + horizon) // (2 * horizon), 1)
+    return early + [start + (2 * d * rest + count) // (2 * count) for d in range(count)]
 
 
 class Controller(ABC):
@@ -43,10 +62,12 @@ class Controller(ABC):
     Attributes:
         schedule: the base schedule that the multiplier multiplies.
         decisions: decisions per run for which it was made; the default in use.
+        spacing: of the decisions, as for `decision_steps`.
     """
 
     schedule: schedules.Schedule
     decisions: int
+    spacing: Spacing = "even"
 
     @abstractmethod
     def init(self, like: Tensor) -> Any:
@@ -63,6 +84,10 @@ class Controller(ABC):
         Returns:
             The multiplier `(num_runs, num_groups)` and the new state.
         """
+
+    def decision_steps(self, horizon: int) -> list[int]:
+        """The inner steps of a run at which its decisions fall, as from the function of this name."""
+        return decision_steps(horizon, self.decisions, self.spacing)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -84,13 +109,26 @@ def acting_config(kind: str, controller: Any) -> dict[str, Any]:
         "action": asdict(controller.action),
         "schedule": schedules.to_config(controller.schedule),
         "decisions": controller.decisions,
+        "spacing": controller.spacing,
     }
 
 
 def acting_parts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments `action`, `schedule` and `decisions`, from a description that `acting_config` made."""
+    """The arguments `action`, `schedule`, `decisions` and `spacing`, from a description that `acting_config` made."""
     return {
         "action": ActionSpec(**config["action"]),
         "schedule": schedules.from_config(config["schedule"]),
         "decisions": int(config["decisions"]),
+        "spacing": check_spacing(config["spacing"]),
     }
+
+
+def check_spacing(spacing: str) -> Spacing:
+    """The spacing, once checked.
+
+    Raises:
+        ValueError: it is neither "even" nor "doubling".
+    """
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"got spacing {spacing!r}, expected 'even' or 'doubling'")
+    return spacing  # type: ignore[return-value]

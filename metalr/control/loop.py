@@ -4,8 +4,8 @@ The batched engine, the environment, the meta-gradients and `LearnedLR` in a use
 that is why they set the same LRs.
 
     state = init(controller.init(like), like)
-    state = start(controller, state, prospective_ratio)        # before the first update
-    state = decide(controller, state, stats, progress)         # after each interval
+    state = start(controller, state, prospect, horizon)        # before the first update
+    state = decide(controller, state, stats, step, horizon)    # after each interval
 
 A decision has two halves, `observe` and `act`. An agent that chooses actions from outside works between them.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metalr.signals import observations
 from metalr.signals.observations import Context, ObservationState
-from metalr.signals.stats import RunStats
+from metalr.signals.stats import Prospect, RunStats
 from metalr.trees import leaves, map_leaves, replace_leaves
 
 # (observation, state of the controller) -> (multiplier, new state): a `Controller`, or an action from outside.
@@ -68,31 +68,35 @@ def init(controller_state: Any, like: Tensor) -> LoopState:
     return LoopState(one, blank, observations.initial_state(one), controller_state)
 
 
-def observe_start(state: LoopState, prospective_ratio: Tensor, known: Known = EVERYTHING) -> LoopState:
+def observe_start(state: LoopState, prospect: Prospect, horizon: float, known: Known = EVERYTHING) -> LoopState:
     """The state with the observation before the first update.
 
     Args:
         state: from `init`.
-        prospective_ratio: update ratio that the first update would have, `(num_runs, num_groups)`; NaN where it cannot
-            be predicted.
+        prospect: the first update as it would be at a multiplier of 1.
+        horizon: inner steps in the run; infinite if unknown.
         known: what the episode shows.
     """
-    context = _context(state, 0.0, known)
-    observation = observations.observe_start(prospective_ratio.to(state.multiplier), context)
-    return state._replace(observation=observation)
+    prospect = Prospect(*(value.to(state.multiplier) for value in prospect))
+    context = _context(state, 0.0, horizon, known)
+    observation, memory = observations.observe_start(prospect, state.memory, context)
+    return state._replace(observation=observation, memory=memory)
 
 
-def observe(state: LoopState, stats: RunStats, progress: Tensor | float, known: Known = EVERYTHING) -> LoopState:
+def observe(
+    state: LoopState, stats: RunStats, step: Tensor | float, horizon: float, known: Known = EVERYTHING
+) -> LoopState:
     """The state with the observation after an interval.
 
     Args:
         state: after the decision at the start of the interval.
         stats: of the interval.
-        progress: inner steps done / horizon, a number or broadcastable to `(num_runs, num_groups)`.
+        step: inner steps done, a number or broadcastable to `(num_runs, num_groups)`.
+        horizon: inner steps in the run; infinite if unknown.
         known: what the episode shows.
     """
     stats = RunStats(*(value.to(state.multiplier) for value in stats))
-    observation, memory = observations.observe(stats, state.memory, _context(state, progress, known))
+    observation, memory = observations.observe(stats, state.memory, _context(state, step, horizon, known))
     return state._replace(observation=observation, memory=memory)
 
 
@@ -102,20 +106,23 @@ def act(controller: Decide, state: LoopState) -> LoopState:
     return state._replace(multiplier=multiplier, controller=controller_state)
 
 
-def start(controller: Decide, state: LoopState, prospective_ratio: Tensor, known: Known = EVERYTHING) -> LoopState:
+def start(
+    controller: Decide, state: LoopState, prospect: Prospect, horizon: float, known: Known = EVERYTHING
+) -> LoopState:
     """The first decision, before the first update: `observe_start`, then `act`."""
-    return act(controller, observe_start(state, prospective_ratio, known))
+    return act(controller, observe_start(state, prospect, horizon, known))
 
 
 def decide(
     controller: Decide,
     state: LoopState,
     stats: RunStats,
-    progress: Tensor | float,
+    step: Tensor | float,
+    horizon: float,
     known: Known = EVERYTHING,
 ) -> LoopState:
     """The decision after an interval: `observe`, then `act`."""
-    return act(controller, observe(state, stats, progress, known))
+    return act(controller, observe(state, stats, step, horizon, known))
 
 
 def reset(state: LoopState, fresh: LoopState, which: Tensor) -> LoopState:
@@ -159,6 +166,6 @@ def from_saved(saved: dict[str, Any], template: LoopState) -> LoopState:
     )
 
 
-def _context(state: LoopState, progress: Tensor | float, known: Known) -> Context:
+def _context(state: LoopState, step: Tensor | float, horizon: float, known: Known) -> Context:
     one = torch.ones_like(state.multiplier)
-    return Context(one * progress, state.multiplier, one * known.loss, one * known.horizon)
+    return Context(one * step, one * horizon, state.multiplier, one * known.loss, one * known.horizon)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, acting_config, acting_parts
+from metalr.control.controller import Controller, Spacing, acting_config, acting_parts
 from metalr.signals.observations import NUM_FEATURES, visibility
 
 
@@ -64,6 +64,7 @@ class PolicyController(Controller):
         schedule: base schedule.
         decisions: per run.
         visible: features that the policy sees; None for all, `("progress",)` for a state-blind policy.
+        spacing: of the decisions.
 
     Raises:
         ValueError: the network has another number of outputs than the action needs.
@@ -76,6 +77,7 @@ class PolicyController(Controller):
         schedule: schedules.Schedule,
         decisions: int,
         visible: tuple[str, ...] | None = None,
+        spacing: Spacing = "even",
     ) -> None:
         expected = action.levels or 1
         if network.num_outputs != expected:
@@ -84,6 +86,7 @@ class PolicyController(Controller):
         self.action = action
         self.schedule = schedule
         self.decisions = decisions
+        self.spacing = spacing
         self.visible = tuple(visible) if visible is not None else None
         self._mask = None if visible is None else visibility(self.visible, network.weights[0])
 
@@ -110,7 +113,7 @@ class PolicyController(Controller):
         }
 
     def with_schedule(self, schedule: schedules.Schedule) -> "PolicyController":
-        return PolicyController(self.network, self.action, schedule, self.decisions, self.visible)
+        return PolicyController(self.network, self.action, schedule, self.decisions, self.visible, self.spacing)
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"layers.{i}.weight": weight for i, weight in enumerate(self.network.weights)}

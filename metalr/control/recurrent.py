@@ -10,8 +10,8 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, acting_config, acting_parts
-from metalr.signals.observations import NUM_FEATURES
+from metalr.control.controller import Controller, Spacing, acting_config, acting_parts
+from metalr.signals.observations import NUM_FEATURES, visibility
 
 _NAMES = (
     "from_input.weight",
@@ -45,13 +45,21 @@ class RecurrentPolicyController(Controller):
         action: how the action sets the multiplier.
         schedule: base schedule.
         decisions: per run.
+        visible: features that the policy sees; None for all.
+        spacing: of the decisions.
 
     Raises:
         ValueError: a tensor is missing, has the wrong shape or is not finite, or the action has levels.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], action: ActionSpec, schedule: schedules.Schedule, decisions: int
+        self,
+        weights: Mapping[str, Tensor],
+        action: ActionSpec,
+        schedule: schedules.Schedule,
+        decisions: int,
+        visible: tuple[str, ...] | None = None,
+        spacing: Spacing = "even",
     ) -> None:
         if action.levels:
             raise ValueError(f"got a recurrent policy with {action.levels} levels, expected a continuous action")
@@ -60,6 +68,9 @@ class RecurrentPolicyController(Controller):
         self.action = action
         self.schedule = schedule
         self.decisions = decisions
+        self.spacing = spacing
+        self.visible = tuple(visible) if visible is not None else None
+        self._mask = None if visible is None else visibility(self.visible, self.weights["head.weight"])
 
     def init(self, like: Tensor) -> RecurrentState:
         memory = like.new_zeros(*like.shape, self.memory_size)
@@ -70,15 +81,19 @@ class RecurrentPolicyController(Controller):
             weight, bias = (self.weights[f"{name}.{part}"].to(inputs) for part in ("weight", "bias"))
             return functional.linear(inputs, weight, bias)
 
-        memory = gru_cell(linear(observation, "from_input"), linear(state.memory, "from_memory"), state.memory)
+        seen = observation if self._mask is None else observation * self._mask.to(observation)
+        memory = gru_cell(linear(seen, "from_input"), linear(state.memory, "from_memory"), state.memory)
         multiplier, action = actions.act(self.action, linear(memory, "head")[..., 0], observation, state.action)
         return multiplier, RecurrentState(memory, action)
 
     def config(self) -> dict[str, Any]:
-        return acting_config("recurrent", self)
+        visible = None if self.visible is None else list(self.visible)
+        return {**acting_config("recurrent", self), "visible": visible}
 
     def with_schedule(self, schedule: schedules.Schedule) -> "RecurrentPolicyController":
-        return RecurrentPolicyController(self.weights, self.action, schedule, self.decisions)
+        return RecurrentPolicyController(
+            self.weights, self.action, schedule, self.decisions, self.visible, self.spacing
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.weights)
@@ -86,7 +101,8 @@ class RecurrentPolicyController(Controller):
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentPolicyController":
         """Rebuild the controller from the results of `config` and `tensors`."""
-        return RecurrentPolicyController(tensors, **acting_parts(config))
+        visible = tuple(config["visible"]) if config["visible"] is not None else None
+        return RecurrentPolicyController(tensors, **acting_parts(config), visible=visible)
 
 
 def _checked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

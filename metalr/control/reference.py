@@ -11,7 +11,7 @@ from torch import Tensor
 from metalr import schedules, seeding
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, acting_config, acting_parts
+from metalr.control.controller import Controller, Spacing, acting_config, acting_parts, check_spacing
 from metalr.schedules import Constant, Schedule
 
 
@@ -21,11 +21,13 @@ class ScheduleController(Controller):
 
     Attributes:
         schedule: base schedule.
-        decisions: per run; they change nothing.
+        decisions: per run; they change nothing but when the run is observed.
+        spacing: of the decisions.
     """
 
     schedule: schedules.Schedule
     decisions: int = 40
+    spacing: Spacing = "even"
 
     def init(self, like: Tensor) -> tuple:
         return ()
@@ -38,6 +40,7 @@ class ScheduleController(Controller):
             "kind": "schedule",
             "schedule": schedules.to_config(self.schedule),
             "decisions": self.decisions,
+            "spacing": self.spacing,
         }
 
     def with_schedule(self, schedule: schedules.Schedule) -> "ScheduleController":
@@ -46,7 +49,8 @@ class ScheduleController(Controller):
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScheduleController":
         """Rebuild the controller from the results of `config` and `tensors`."""
-        return ScheduleController(schedules.from_config(config["schedule"]), int(config["decisions"]))
+        schedule, spacing = schedules.from_config(config["schedule"]), check_spacing(config["spacing"])
+        return ScheduleController(schedule, int(config["decisions"]), spacing)
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,14 @@ class RandomController(Controller):
         schedule: base schedule.
         decisions: per run.
         seed: of the actions.
+        spacing: of the decisions.
     """
 
     action: ActionSpec = field(default_factory=ActionSpec)
     schedule: schedules.Schedule = field(default_factory=schedules.Constant)
     decisions: int = 40
     seed: int = 0
+    spacing: Spacing = "even"
 
     def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
         """The number of decisions taken, `(num_runs, num_groups)`, and the state of the action."""
@@ -96,13 +102,14 @@ class ReplayController(Controller):
     Attributes:
         multipliers: for decisions 0, 1, …; the last one holds for any further decisions.
         schedule: base schedule.
+        spacing: of the decisions.
 
     Raises:
         ValueError: the list is empty, or a multiplier is not a positive finite number.
 
     Example:
         >>> controller = ReplayController((1.0, 0.5))
-        >>> observation = torch.zeros(1, 1, 16)
+        >>> observation = torch.zeros(1, 1, 28)
         >>> state = controller.init(observation[..., 0])
         >>> for _ in range(3):
         ...     multiplier, state = controller(observation, state)
@@ -114,6 +121,7 @@ class ReplayController(Controller):
 
     multipliers: tuple[float, ...]
     schedule: Schedule = field(default_factory=Constant)
+    spacing: Spacing = "even"
 
     def __post_init__(self) -> None:
         if not self.multipliers or not all(isinstance(m, float) and 0.0 < m < math.inf for m in self.multipliers):
@@ -141,9 +149,12 @@ class ReplayController(Controller):
             "kind": "replay",
             "multipliers": list(self.multipliers),
             "schedule": schedules.to_config(self.schedule),
+            "spacing": self.spacing,
         }
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ReplayController":
         """Rebuild the controller from the results of `config` and `tensors`."""
-        return ReplayController(tuple(map(float, config["multipliers"])), schedules.from_config(config["schedule"]))
+        multipliers = tuple(map(float, config["multipliers"]))
+        schedule = schedules.from_config(config["schedule"])
+        return ReplayController(multipliers, schedule, check_spacing(config["spacing"]))

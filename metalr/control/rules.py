@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalr import schedules
-from metalr.control.controller import Controller
+from metalr.control.controller import Controller, Spacing, check_spacing
 from metalr.schedules import Constant, Schedule
 from metalr.signals.observations import feature
 
@@ -59,6 +59,7 @@ class ReactiveRule(Controller):
         decisions: per run.
         low: lower bound of the multiplier.
         high: upper bound of the multiplier.
+        spacing: of the decisions.
 
     Raises:
         ValueError: a number is not finite, there are no decisions, or the bounds do not contain 1.
@@ -68,6 +69,7 @@ class ReactiveRule(Controller):
     decisions: int = 40
     low: float = 1e-4
     high: float = 1e3
+    spacing: Spacing = "even"
 
     def __post_init__(self) -> None:
         for name, value in self._numbers().items():
@@ -105,16 +107,18 @@ class ReactiveRule(Controller):
 
     def config(self) -> dict[str, Any]:
         kind = next(name for name, rule in RULES.items() if type(self) is rule)
-        return {"kind": kind, "schedule": schedules.to_config(self.schedule), **self._numbers()}
+        schedule = schedules.to_config(self.schedule)
+        return {"kind": kind, "schedule": schedule, "spacing": self.spacing, **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "schedule"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("schedule", "spacing")}
 
     @classmethod
     def build(cls: type[Rule], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Rule:
         """Rebuild the rule from the result of `config`."""
-        numbers = {key: value for key, value in config.items() if key not in ("kind", "schedule")}
-        return cls(schedule=schedules.from_config(config["schedule"]), **numbers)
+        numbers = {key: value for key, value in config.items() if key not in ("kind", "schedule", "spacing")}
+        schedule, spacing = schedules.from_config(config["schedule"]), check_spacing(config["spacing"])
+        return cls(schedule=schedule, spacing=spacing, **numbers)
 
 
 def _improved(observation: Tensor, state: RuleState, threshold: float) -> tuple[Tensor, Tensor]:
@@ -263,10 +267,46 @@ class UpDownRule(ReactiveRule):
         return state._replace(multiplier=state.multiplier * factor, best=torch.zeros_like(state.best))
 
 
+@dataclass(frozen=True)
+class EdgeRule(ReactiveRule):
+    """Hold the LR where the loss is used up in time, and below the edge of stability.
+
+    Equation: log multiplier += polyak_gain · (polyak_left - polyak_target) - edge_gain · (edge_mean - edge_target), at
+    most `largest` either way. The first term raises an LR at which the updates that are left would not use up the
+    loss; the second lowers one at which updates overshoot. With all numbers as they are, polyak_left 0.3 and
+    edge_mean 0 change the multiplier by exp(0.3) = 1.35.
+
+    Source: the edge of stability is that of Cohen et al. 2021, arXiv 2103.00065; the rule is our own.
+
+    Attributes:
+        polyak_gain, polyak_target: of the feature `polyak_left`.
+        edge_gain, edge_target: of the feature `edge_mean`.
+        largest: change of the log multiplier at one decision.
+    """
+
+    polyak_gain: float = 1.0
+    polyak_target: float = 0.0
+    edge_gain: float = 1.0
+    edge_target: float = 0.0
+    largest: float = 2.0
+
+    def react(self, observation: Tensor, state: RuleState) -> RuleState:
+        use = self.polyak_gain * (feature(observation, "polyak_left") - self.polyak_target)
+        edge = self.edge_gain * (feature(observation, "edge_mean") - self.edge_target)
+        change = (use - edge).clamp(-self.largest, self.largest)
+        exploded = feature(observation, "loss_exploded") > 0.0
+        change = torch.where(exploded, -self.largest, change)
+        return state._replace(multiplier=state.multiplier * change.exp())
+
+    def known(self, observation: Tensor) -> Tensor:
+        return feature(observation, "has_loss") * feature(observation, "has_gradient")
+
+
 RULES: dict[str, Any] = {
     "reduce-on-plateau": ReduceOnPlateau,
     "loss-decay": LossDecay,
     "gradient-norm": GradientNormRule,
     "greedy": GreedyLR,
     "up-down": UpDownRule,
+    "edge": EdgeRule,
 }

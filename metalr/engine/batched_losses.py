@@ -31,6 +31,9 @@ def over_runs(function: Callable[[Tensor, Tensor], Tensor]) -> RunLoss:
         >>> over_runs(torch.nn.functional.mse_loss)(torch.zeros(2, 3, 1), torch.ones(2, 3, 1)).tolist()
         [1.0, 1.0]
     """
+    if isinstance(function, losses.ScaledLoss):
+        inner, factor = over_runs(function.loss), function.factor
+        return lambda outputs, targets: factor * inner(outputs, targets)
     return KNOWN.get(function) or vmap(function)
 
 
@@ -55,6 +58,12 @@ def _mse_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().flatten(1).mean(1)
 
 
+def _smooth_l1_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape:
+        return vmap(functional.smooth_l1_loss)(outputs, targets)
+    return functional.smooth_l1_loss(outputs, targets, reduction="none").flatten(1).mean(1)
+
+
 def _squared_distance(outputs: Tensor, _: Tensor) -> Tensor:
     return (outputs + 1.0).square().flatten(1).sum(1)
 
@@ -67,6 +76,7 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 KNOWN: dict[Callable, RunLoss] = {
     functional.cross_entropy: _cross_entropy,
     functional.mse_loss: _mse_loss,
+    functional.smooth_l1_loss: _smooth_l1_loss,
     losses.token_cross_entropy: _token_cross_entropy,
     losses.noisy_quadratic_loss: losses.noisy_quadratic_loss,
     losses.squared_distance: _squared_distance,

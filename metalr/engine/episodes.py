@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalr.control import loop
 from metalr.control.controller import Controller, decision_steps
-from metalr.control.loop import Known
+from metalr.control.loop import EVERYTHING, Known
 from metalr.control.lr import interval_lr
 from metalr.engine.runs import BatchedRuns
 
@@ -41,7 +41,7 @@ def run_episode(
     base_lr: Tensor,
     *,
     decisions: int | None = None,
-    has_loss: bool = True,
+    known: Known = EVERYTHING,
     splits: Sequence[str] = ("train", "valid", "test"),
 ) -> Episode:
     """Train every run to its horizon under a controller.
@@ -52,27 +52,26 @@ def run_episode(
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, the LR that the controller is given.
         decisions: per run; the controller's own number by default.
-        has_loss: False hides the losses, as in a loop that passes none.
+        known: what the runs show, a number for all or `(num_runs, 1)`: `Known(loss=0.0)` hides the losses.
         splits: evaluated at the last step.
 
     Raises:
         ValueError: the horizon has fewer than two inner steps for each decision, or `base_lr` has another shape.
     """
     horizon = runs.task.horizon
-    starts = decision_steps(horizon, controller.decisions if decisions is None else decisions)
+    starts = decision_steps(horizon, decisions or controller.decisions, controller.spacing)
     if tuple(base_lr.shape) != (runs.num_runs,):
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)
     base_lr = base_lr.to(runs.device, torch.float64)
     like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
     state = loop.init(controller.init(like), like)
-    known = Known(loss=float(has_loss))
 
     def lr_of(start: int, num_steps: int) -> Tensor:
         first = torch.full((runs.num_runs,), start, device=runs.device)
         return interval_lr(controller.schedule, base_lr, state.multiplier, first, num_steps, horizon)
 
-    state = loop.start(controller, state, runs.probe(lr_of(0, 1)[0]).update_ratio, known)
+    state = loop.start(controller, state, runs.probe(lr_of(0, 1)[0]), horizon, known)
     record: dict[str, list[Tensor]] = {"lr": [], "log_loss": [], "observations": [], "multipliers": []}
     for start, stop in zip(starts, [*starts[1:], horizon], strict=True):
         lr = lr_of(start, stop - start)
@@ -80,7 +79,7 @@ def run_episode(
         for name, value in zip(record, (lr, stats.log_loss, state.observation, state.multiplier), strict=True):
             record[name].append(value)
         if stop < horizon:
-            state = loop.decide(controller, state, stats, stop / horizon, known)
+            state = loop.decide(controller, state, stats, stop, horizon, known)
     final = {split: tuple(runs.evaluate(split)) for split in splits}  # type: ignore[arg-type]
     return Episode(
         torch.cat(record["lr"]),

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalr.engine.layout import ParameterLayout
 from metalr.engine.step import RunState
 from metalr.signals import stats
-from metalr.signals.stats import RunStats
+from metalr.signals.stats import Prospect, RunStats, UpdateSums
 from metalr.tasks.data import Batch
 
 Advance = Callable[[RunState, Batch, Tensor], tuple[RunState, Tensor, Tensor]]
@@ -29,19 +29,19 @@ class Interval(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What the statistics of an interval are computed from.
+    """The losses of an interval, and its last two inner steps.
 
     Attributes:
         losses: `(num_steps, num_runs)`.
-        gradient_before, gradient_last: of the last two inner steps, `(num_runs, num_params)`; the first is empty where
-            the interval has one step.
-        params_before: weights before the last inner step, `(num_runs, num_params)`.
+        gradient_before, gradient_after: of these two steps, `(num_runs, num_params)`.
+        params_before, params_after: weights at which they were taken, `(num_runs, num_params)`.
     """
 
     losses: Tensor
     gradient_before: Tensor
-    gradient_last: Tensor
+    gradient_after: Tensor
     params_before: Tensor
+    params_after: Tensor
 
 
 def run_interval(
@@ -57,35 +57,44 @@ def run_interval(
         lr: `(num_steps, num_runs, num_groups)`.
     """
     state, trace = run_steps(advance, state, batches, lr)
-    return state, measure(layout, trace, state.params)
+    return state, measure(layout, trace)
 
 
 def run_steps(advance: Advance, state: RunState, batches: Iterable[Batch], lr: Tensor) -> tuple[RunState, Trace]:
-    """Apply an inner step for each LR and keep what `measure` needs.
-
-    Gradients and updates are compared over the last two steps only, so nothing else is held.
-    """
+    """Apply an inner step for each LR, at least two, and keep what `measure` needs."""
     losses: list[Tensor] = []
-    before = last = old = torch.empty(0)
+    gradients: list[Tensor] = []
+    params: list[Tensor] = []
     for batch, step_lr in zip(batches, lr.unbind(), strict=True):
-        before, old = last, state.params
-        state, loss, last = advance(state, batch, step_lr)
+        params = [*params[-1:], state.params]
+        state, loss, gradient = advance(state, batch, step_lr)
+        gradients = [*gradients[-1:], gradient]
         losses.append(loss)
-    return state, Trace(torch.stack(losses), before, last, old)
+    return state, Trace(torch.stack(losses), *gradients, *params)
 
 
-def measure(layout: ParameterLayout, trace: Trace, params: Tensor) -> RunStats:
-    """The statistics of an interval that ended with `params`, `(num_runs, num_params)`."""
-    before, last = trace.gradient_before, trace.gradient_last
-    square_before, square_last = layout.group_sum(before.square()), layout.group_sum(last.square())
-    return RunStats(
-        *stats.loss_stats(trace.losses),
-        gradient_norm=stats.gradient_norm(square_before, square_last),
-        gradient_cosine=stats.cosine(layout.group_sum(before * last), square_before, square_last),
-        update_ratio=update_ratio(layout, params, trace.params_before),
+def measure(layout: ParameterLayout, trace: Trace) -> RunStats:
+    """The statistics of an interval."""
+    before, after = trace.gradient_before, trace.gradient_after
+    update = trace.params_after - trace.params_before
+    sums = UpdateSums(
+        *(layout.group_sum(values) for values in (before.square(), after.square(), before * after)),
+        *(layout.group_sum(values) for values in (before * update, after * update)),
+        *(layout.group_sum(values.square()) for values in (update, trace.params_after)),
     )
+    return RunStats(*stats.loss_stats(trace.losses), *stats.update_stats(sums))
 
 
-def update_ratio(layout: ParameterLayout, params: Tensor, before: Tensor) -> Tensor:
-    """Norm of an update over the norm of the weights, `(num_runs, num_groups)`."""
-    return stats.ratio(layout.group_sum((params - before).square()), layout.group_sum(before.square()))
+def prospect(layout: ParameterLayout, params: Tensor, new: Tensor, gradient: Tensor, loss: Tensor) -> Prospect:
+    """The first update before it is made.
+
+    Args:
+        layout: of the params.
+        params: before the update, `(num_runs, num_params)`.
+        new: after it.
+        gradient: that it follows.
+        loss: before it, `(num_runs,)`.
+    """
+    update = new - params
+    update_ratio = stats.ratio(layout.group_sum(update.square()), layout.group_sum(params.square()))
+    return Prospect(update_ratio, stats.log_size(layout.group_sum(gradient * update)), loss.log())

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from metalr.engine.compilation import compiling_pays
 from metalr.engine.cuda_graphs import GraphExecutor
 from metalr.engine.evaluation import Evaluation, Evaluator, runs_at_once
 from metalr.engine.executors import CompiledExecutor, EagerExecutor, Executor
-from metalr.engine.interval import Interval, update_ratio
+from metalr.engine.interval import Interval, prospect
 from metalr.engine.layout import ParameterLayout
 from metalr.engine.step import RunState, TrainingStep
-from metalr.signals.stats import RunStats
+from metalr.signals.stats import Prospect, RunStats
 from metalr.tasks.data import Batch, LoaderData, Split, TensorData
 from metalr.tasks.models import seeded_parameters
 from metalr.tasks.task import Task
@@ -25,13 +25,6 @@ from metalr.trees import map_leaves
 
 # Weights of layer types without a seeded initialiser come from a bank of this many constructed modules.
 BANK_SIZE = 64
-
-
-class Probe(NamedTuple):
-    """A look at the next update: its update ratio `(num_runs, num_groups)` and its loss `(num_runs,)`."""
-
-    update_ratio: Tensor
-    loss: Tensor
 
 
 class BatchedRuns:
@@ -168,7 +161,7 @@ class BatchedRuns:
             self.state, run_stats = self.executor.unroll(state, Interval(self.seeds, self.variants, lr))
         return run_stats
 
-    def probe(self, lr: Tensor) -> Probe:
+    def probe(self, lr: Tensor) -> Prospect:
         """The next update as it would be at an LR `(num_runs, num_groups)`.
 
         Pure: weights, buffers, counters and data order stay as they are, to the bit.
@@ -177,8 +170,8 @@ class BatchedRuns:
         with torch.no_grad():
             state = self.state
             batch = next(iter(self.data.batches(self.seeds, self.variants, state.step, 1, self.task.batch_size)))
-            new, loss, _ = self.step.update(state, batch, lr)
-            return Probe(update_ratio(self.layout, new.params, state.params), loss)
+            new, loss, gradient = self.step.update(state, batch, lr)
+            return prospect(self.layout, state.params, new.params, gradient, loss)
 
     def evaluate(self, split: Split, max_examples: int = 1 << 62, which: Tensor | None = None) -> Evaluation:
         """Mean loss and metric over a split (or its first `max_examples` examples).

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalr.control.controller import decision_steps
+from metalr.control.controller import Spacing, decision_steps
 
 
 def check_horizon(horizon: int) -> int:
@@ -25,13 +25,14 @@ def check_horizon(horizon: int) -> int:
 class DecisionClock:
     """The optimizer updates of one run, and the decisions among them.
 
-    The first decision falls before the first update; the others fall at updates round(d · horizon / decisions), or
-    every `steps_per_action` updates if the horizon is unknown.
+    The first decision falls before the first update; the others fall where `metalr.control.controller.decision_steps`
+    has them, or every `steps_per_action` updates if the horizon is unknown.
 
     Args:
         horizon: updates in the run; None if unknown.
         decisions: per run of known horizon.
         steps_per_action: updates between decisions if the horizon is unknown.
+        spacing: of the decisions, as for `metalr.control.controller.decision_steps`.
 
     Attributes:
         horizon: current horizon.
@@ -49,8 +50,15 @@ class DecisionClock:
         (3, 3)
     """
 
-    def __init__(self, horizon: int | None, decisions: int, steps_per_action: int | None = None) -> None:
+    def __init__(
+        self,
+        horizon: int | None,
+        decisions: int,
+        steps_per_action: int | None = None,
+        spacing: Spacing = "even",
+    ) -> None:
         self.decisions = decisions
+        self.spacing = spacing
         self.steps_per_action = steps_per_action
         self._skips: list[tuple[int, Tensor]] = []
         self.updates = 0
@@ -73,7 +81,7 @@ class DecisionClock:
             ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
         """
         if horizon is not None:
-            self._stops = decision_steps(check_horizon(horizon), self.decisions)[1:]
+            self._stops = decision_steps(check_horizon(horizon), self.decisions, self.spacing)[1:]
         elif self.steps_per_action is None or self.steps_per_action < 2:
             raise ValueError(
                 f"got horizon None with steps_per_action {self.steps_per_action}, expected the horizon in optimizer "
@@ -149,7 +157,10 @@ class DecisionClock:
 
     def _aim(self) -> None:
         if self.horizon is None:
-            self.next_decision: int | None = self.last_decision + (self.steps_per_action or 0)
+            gap = self.steps_per_action or 0
+            if self.spacing == "doubling":
+                gap = min(gap, max(self.last_decision, 2))
+            self.next_decision: int | None = self.last_decision + gap
         else:
             earliest = max(self.last_decision + 1, self.updates)
             self.next_decision = next((stop for stop in self._stops if stop >= earliest), None)

@@ -3,6 +3,7 @@
 `LearnedLR` is the shell around it for a user's loop.
 """
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from metalr.schedulers.history import History
 from metalr.schedulers.loss_log import LossLog
 from metalr.schedulers.ranks import Ranks
 from metalr.signals.observations import feature
-from metalr.signals.stats import RunStats, loss_stats
+from metalr.signals.stats import Prospect, RunStats, loss_stats
 
 
 class Meter(Protocol):
@@ -31,8 +32,8 @@ class Meter(Protocol):
     def clear(self) -> None:
         """Forget what was measured of the interval."""
 
-    def prospective_ratio(self, lrs: list[float]) -> Tensor:
-        """The update ratio of the first update, before it is made, `(1, num_groups)`."""
+    def prospect(self, lrs: list[float]) -> tuple[Tensor, Tensor]:
+        """Update ratio and log descent of the first update, before it is made, `(1, num_groups)` each."""
 
     def before_second_last(self) -> None:
         """Measure before the second-to-last update of the interval."""
@@ -41,13 +42,13 @@ class Meter(Protocol):
         """Measure before the last update of the interval."""
 
     def after_last(self) -> None:
-        """Measure after the last update of the interval."""
+        """Let go of what the last update of the interval was compared with."""
 
     def on_device(self) -> Tensor | None:
         """All measurements as one tensor on the parameters' device; None if there are none."""
 
-    def statistics(self, measurement: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient norm, gradient cosine and update ratio, `(1, num_groups)` each."""
+    def statistics(self, measurement: Tensor | None) -> tuple[Tensor, ...]:
+        """The gradient and update fields of `RunStats`, `(1, num_groups)` each."""
 
     def state(self) -> dict[str, Any]:
         """The measurements so far, for a checkpoint."""
@@ -129,9 +130,9 @@ class ControlledRun:
         """
         self.clock.started = True
         self.history = History()
-        self.state = loop.start(
-            self.controller, self.state, self.meter.prospective_ratio(lrs), self._known(bool(self.losses))
-        )
+        loss = torch.tensor([self.losses.mean()], dtype=torch.float64)
+        prospect = Prospect(*self.meter.prospect(lrs), loss.log())
+        self.state = loop.start(self.controller, self.state, prospect, self._horizon, self._known(bool(self.losses)))
         self._agree(0)
 
     def before_update(self) -> None:
@@ -144,7 +145,7 @@ class ControlledRun:
             self.meter.before_last()
 
     def after_update(self) -> None:
-        """Count the update, and measure it if it was the last one before a decision."""
+        """Count the update."""
         if self._skipping:
             self._skipping = False
             return
@@ -163,7 +164,9 @@ class ControlledRun:
         if not self.clock.due or stop is None:
             return False
         stats, has_loss = self._stats(stop)
-        self.state = loop.decide(self.controller, self.state, stats, self.clock.progress, self._known(has_loss))
+        self.state = loop.decide(
+            self.controller, self.state, stats, self.clock.updates, self._horizon, self._known(has_loss)
+        )
         self._agree(stop)
         self.clock.decided()
         self.meter.clear()
@@ -190,6 +193,10 @@ class ControlledRun:
                 self._read *= num_groups
             self._read += [1.0] * (num_groups - len(self._read))
         return self._read
+
+    @property
+    def _horizon(self) -> float:
+        return math.inf if self.clock.horizon is None else self.clock.horizon
 
     def _known(self, has_loss: bool) -> Known:
         return Known(float(has_loss), float(self.clock.horizon is not None))

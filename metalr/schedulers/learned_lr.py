@@ -105,9 +105,9 @@ class LearnedLR(LRScheduler):
         # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
         self._clock = clock = DecisionClock(
-            horizon, controller.decisions if decisions is None else decisions, steps_per_action
+            horizon, controller.decisions if decisions is None else decisions, steps_per_action, controller.spacing
         )
-        meter = OptimizerMeter(optimizer, scope, measure=measure, repeatable=not hooks)
+        meter = OptimizerMeter(optimizer, scope, measure=measure)
         # Ranks pair up as early as this, because one whose data ends before its first update must still be counted.
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
         self._require_constant_base()

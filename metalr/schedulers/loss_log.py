@@ -1,5 +1,6 @@
 """The losses that a user's loop passes between two decisions, left on their device."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -42,6 +43,10 @@ class LossLog:
             shape = tuple(loss.shape)
             raise ValueError(f"got a loss of shape {shape}, expected one number: pass loss.mean()") from error
         self._entries.append((update, value))
+
+    def mean(self) -> float:
+        """The mean of all the losses; NaN if there are none. It reads the device."""
+        return sum(float(loss) for _, loss in self._entries) / len(self._entries) if self._entries else math.nan
 
     def take(self, before: int) -> tuple[list[int], list[float] | Tensor]:
         """Remove and return the losses of the updates below `before`.

@@ -26,41 +26,31 @@ def as_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _HALF else tensor
 
 
-def compare(held: list[Tensor], last: list[Tensor], params: list[Tensor], weights: list[float] | None) -> list[Number]:
-    """Squared norms of three lists of tensors, and the scalar product of the first two.
+def compare(
+    before: list[Tensor], after: list[Tensor], update: list[Tensor], params: list[Tensor], weights: list[float] | None
+) -> list[Any]:
+    """The sums of `metalr.signals.stats.UpdateSums`, in its order.
 
     Args:
-        held: gradients of one update, one tensor per parameter; may be overwritten.
-        last: gradients of the next update, in the same shapes.
-        params: the parameters.
+        before: gradients before an update, one tensor per parameter.
+        after: gradients after it, in the same shapes.
+        update: in the same shapes.
+        params: after the update.
         weights: of each parameter in the sums; None for ones.
-
-    Returns:
-        |held|², |last|², |params|² and held · last.
     """
-    if on_host(last):
+    if on_host(after):
         # Tensor by tensor, so that each pass finds in the cache what the one before brought there.
-        rows = [_compare_one(*three) for three in zip(held, last, params, strict=True)]
+        rows = [_compare_one(*four) for four in zip(before, after, update, params, strict=True)]
         return [_total(column, weights) for column in zip(*rows, strict=True)]
-    squares = _squares(held + last + params).view(3, -1)
-    products = torch.stack([_product(a, b) for a, b in zip(held, last, strict=True)])
-    return [*_total(torch.cat([squares, products[None]]), weights)]
+    squares = _squares(before + after + update + params).view(4, -1)
+    pairs = ((before, after), (before, update), (after, update))
+    products = [torch.stack([_product(a, b) for a, b in zip(*pair, strict=True)]) for pair in pairs]
+    return [*_total(torch.stack([squares[0], squares[1], *products, squares[2], squares[3]]), weights)]
 
 
-def square_sum(tensors: list[Tensor], weights: list[float] | None) -> Number:
-    """The weighted sum of the squared norms of some tensors.
-
-    Example:
-        >>> square_sum([torch.tensor([3.0, 4.0]), torch.tensor([1.0])], weights=[1.0, 0.5])
-        25.5
-    """
-    if on_host(tensors):
-        return _total([_square(tensor).item() for tensor in tensors], weights)
-    return _total(_squares(tensors), weights)
-
-
-def _compare_one(held: Tensor, last: Tensor, param: Tensor) -> tuple[float, ...]:
-    return _square(held).item(), _square(last).item(), _square(param).item(), _product(held, last).item()
+def _compare_one(before: Tensor, after: Tensor, update: Tensor, params: Tensor) -> tuple[float, ...]:
+    pairs = ((before, before), (after, after), (before, after), (before, update), (after, update), (update, update))
+    return *(_product(*pair).item() for pair in pairs), _product(params, params).item()
 
 
 def _squares(tensors: list[Tensor]) -> Tensor:
@@ -69,19 +59,10 @@ def _squares(tensors: list[Tensor]) -> Tensor:
     return norms * norms
 
 
-def _square(tensor: Tensor) -> Tensor:
-    if _suits_dot(tensor):
-        return torch.dot(tensor.view(-1), tensor.view(-1))
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype in _HALF else None)
-    return norm * norm
-
-
-def _product(held: Tensor, last: Tensor) -> Tensor:
-    if _suits_dot(held) and _suits_dot(last):
-        return torch.dot(held.view(-1), last.view(-1))
-    if held.dtype in _HALF:
-        return (as_float(held) * as_float(last)).sum()
-    return held.mul_(last).sum()  # in place, so that the products need no tensor of their own
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    if _suits_dot(left) and _suits_dot(right):
+        return torch.dot(left.view(-1), right.view(-1))
+    return (as_float(left) * as_float(right)).sum()
 
 
 def _suits_dot(tensor: Tensor) -> bool:

@@ -28,7 +28,11 @@ class RunStats(NamedTuple):
         exploded: 1.0 where a loss of the interval was NaN or infinite, else 0.0.
         gradient_norm: root mean square over the last two inner steps of the gradient's Euclidean norm.
         gradient_cosine: cosine between the gradients of the last two inner steps, in [-1, 1].
-        update_ratio: norm of the last inner step's update over the norm of the weights.
+        update_ratio: norm of the update between these two gradients over the norm of the weights after it.
+        log_descent: log of the fall of the loss that this update promises to first order, |gradient · update|.
+        overshoot: cosine between the gradient after the update and the update; positive where it went too far.
+        edge_ratio: 1 - (gradient after · update) / (gradient before · update), which is 1 where the update reaches the
+            minimum along its line and 2 where it lands as high on the other side.
     """
 
     log_loss: Tensor
@@ -39,6 +43,43 @@ class RunStats(NamedTuple):
     gradient_norm: Tensor
     gradient_cosine: Tensor
     update_ratio: Tensor
+    log_descent: Tensor
+    overshoot: Tensor
+    edge_ratio: Tensor
+
+
+class UpdateSums(NamedTuple):
+    """Sums over the parameters of a group around one update, each `(num_runs, num_groups)`.
+
+    Attributes:
+        square_before, square_after: squared norms of the gradients before and after the update.
+        product: their scalar product.
+        slope_before, slope_after: scalar products of these gradients with the update.
+        square_update: squared norm of the update.
+        square_params: squared norm of the weights after it.
+    """
+
+    square_before: Tensor
+    square_after: Tensor
+    product: Tensor
+    slope_before: Tensor
+    slope_after: Tensor
+    square_update: Tensor
+    square_params: Tensor
+
+
+class Prospect(NamedTuple):
+    """The first update as it would be at a multiplier of 1; NaN where it cannot be predicted.
+
+    Attributes:
+        update_ratio: norm of the update over the norm of the weights, `(num_runs, num_groups)`.
+        log_descent: log of the fall of the loss that it promises to first order, `(num_runs, num_groups)`.
+        log_loss: log of the loss before it, `(num_runs,)`; NaN if no loss is known.
+    """
+
+    update_ratio: Tensor
+    log_descent: Tensor
+    log_loss: Tensor
 
 
 def loss_stats(losses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -85,14 +126,50 @@ def norm(square: Tensor) -> Tensor:
     return (square + _TINY).sqrt()
 
 
-def gradient_norm(square_before: Tensor, square_last: Tensor) -> Tensor:
-    """Root mean square of two gradient norms, from their squares.
+def update_stats(sums: UpdateSums) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute the six statistics of `RunStats` that describe gradients and the update between them.
+
+    Args:
+        sums: around the update between the last two gradients of an interval.
+
+    Returns:
+        gradient_norm, gradient_cosine, update_ratio, log_descent, overshoot and edge_ratio, `(num_runs, num_groups)`
+        each.
 
     Example:
-        >>> gradient_norm(torch.tensor(1.0), torch.tensor(49.0)).item()
-        5.0
+        Gradient descent with LR 0.5 on ½·w² from w = 2: the gradients are 2 and 1, the update is -1.
+
+        >>> sums = UpdateSums(*(torch.tensor([[value]]) for value in (4.0, 1.0, 2.0, -2.0, -1.0, 1.0, 1.0)))
+        >>> norm, cosine, update_ratio, log_descent, overshoot, edge_ratio = update_stats(sums)
+        >>> cosine.item(), update_ratio.item(), overshoot.item(), edge_ratio.item()
+        (1.0, 1.0, -1.0, 0.5)
     """
-    return norm(0.5 * (square_before + square_last))
+    return (
+        norm(0.5 * (sums.square_before + sums.square_after)),
+        cosine(sums.product, sums.square_before, sums.square_after),
+        ratio(sums.square_update, sums.square_params),
+        log_size(sums.slope_before),
+        cosine(sums.slope_after, sums.square_after, sums.square_update),
+        _edge_ratio(sums.slope_before, sums.slope_after),
+    )
+
+
+def log_size(value: Tensor) -> Tensor:
+    """Logarithm of the absolute value; NaN at zero.
+
+    Example:
+        >>> log_size(torch.tensor([-1.0, 0.0])).tolist()
+        [0.0, nan]
+    """
+    size = value.abs()
+    # The input of the logarithm is replaced too: the derivative of a masked infinity would still be NaN.
+    return torch.where(size > _TINY, size.clamp(min=_TINY).log(), torch.full_like(size, torch.nan))
+
+
+def _edge_ratio(slope_before: Tensor, slope_after: Tensor) -> Tensor:
+    known = slope_before.abs() > _TINY
+    quotient = slope_after / torch.where(known, slope_before, torch.full_like(slope_before, 1.0))
+    return torch.where(known, 1.0 - quotient, torch.full_like(quotient, torch.nan))
 
 
 def cosine(product: Tensor, square_before: Tensor, square_last: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Losses and metrics that torch lacks, each of one run: `(outputs, targets) -> scalar`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -55,3 +58,24 @@ def noisy_quadratic_loss(second_moments: Tensor, _: Tensor) -> Tensor:
     """
     index = torch.arange(1, second_moments.shape[-1] + 1, dtype=second_moments.dtype, device=second_moments.device)
     return 0.5 * (second_moments / index).sum(-1)
+
+
+@dataclass(frozen=True)
+class ScaledLoss:
+    """A loss times a constant, as in a user's loop that sums where others take a mean.
+
+    Attributes:
+        loss: `(outputs, targets) -> scalar`.
+        factor: a positive number.
+
+    Example:
+        >>> ScaledLoss(torch.nn.functional.mse_loss, 3.0)(torch.zeros(2), torch.ones(2)).item()
+        3.0
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    factor: float
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scaled loss of one run."""
+        return self.factor * self.loss(outputs, targets)

@@ -35,7 +35,7 @@ def takes_runs(module: nn.Module) -> bool:
         >>> takes_runs(MLP([4, 8, 2])), takes_runs(torch.nn.Linear(4, 2))
         (True, False)
     """
-    known = type(module) in (Point, MLP, ConvNet, GRUClassifier, ByteTransformer)
+    known = type(module) in (Point, MLP, ResidualMLP, ConvNet, GRUClassifier, ByteTransformer)
     return known and getattr(module, "activation", functional.relu) in _ELEMENTWISE
 
 
@@ -93,6 +93,21 @@ class Embedding(nn.Embedding):
         return (chosen.to(self.weight.dtype) @ self.weight).view(*inputs.shape, -1)
 
 
+def _scale_initial(network: nn.Module, gain: float) -> None:
+    """Multiply the freshly initialised linear and convolutional layers of a network by `gain`."""
+    if gain == 1.0:
+        return
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, _SCALED):
+                for parameter in layer.parameters(recurse=False):
+                    parameter.mul_(gain)
+
+
+# Layers whose initial weights and biases a network's gain multiplies.
+_SCALED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
 class Point(nn.Module):
     """A bare float64 parameter vector that ignores its input: the "network" of the quadratic tasks.
 
@@ -118,16 +133,19 @@ class MLP(nn.Module):
     Args:
         sizes: widths from input to output, for example `[40, 32, 32, 10]`.
         activation: a function of a tensor, for example `torch.tanh`.
+        gain: factor of the initial weights and biases.
 
     Example:
         >>> sum(p.numel() for p in MLP([40, 32, 10]).parameters())
         1642
     """
 
-    def __init__(self, sizes: list[int], activation: Activation = functional.relu) -> None:
+    def __init__(self, sizes: list[int], activation: Activation = functional.relu, gain: float = 1.0) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
         self.activation = activation
+        self.gain = gain
+        _scale_initial(self, gain)
 
     def forward(self, inputs: Tensor) -> Tensor:
         # With the weights of many runs, the inputs have a leading axis too.
@@ -135,6 +153,50 @@ class MLP(nn.Module):
         for layer in self.layers[1:]:
             hidden = layer(self.activation(hidden))
         return hidden
+
+
+class ResidualMLP(nn.Module):
+    """Residual blocks of one width: hidden + layer(activation(norm(hidden))) (He et al. 2016, arXiv 1603.05027).
+
+    A linear layer leads in, and a normalised and activated one leads out.
+
+    Args:
+        sizes: widths from input to output, for example `[40, 32, 32, 32, 10]` for two blocks; all inner ones equal.
+        activation: a function of a tensor.
+        norm: LayerNorm before each activation.
+        gain: factor of the initial weights and biases of the linear layers.
+
+    Raises:
+        ValueError: the inner sizes are not one and the same width.
+
+    Example:
+        >>> sum(p.numel() for p in ResidualMLP([40, 32, 32, 10], norm=True).parameters())
+        2826
+    """
+
+    def __init__(
+        self, sizes: list[int], activation: Activation = functional.relu, norm: bool = False, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 3 or len(set(sizes[1:-1])) != 1:
+            raise ValueError(
+                f"got sizes {sizes}, expected input, one width repeated, and output: "
+                "pass [40, 32, 32, 10] for one block of width 32"
+            )
+        width = sizes[1]
+        self.first = Linear(sizes[0], width)
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes[1:]))
+        self.norms = nn.ModuleList(LayerNorm(width) if norm else nn.Identity() for _ in self.layers)
+        self.activation = activation
+        self.gain = gain
+        _scale_initial(self, gain)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs.flatten(self.first.weight.dim() - 1))
+        *blocks, last = zip(self.norms, self.layers, strict=True)
+        for norm, layer in blocks:
+            hidden = hidden + layer(self.activation(norm(hidden)))
+        return last[1](self.activation(last[0](hidden)))
 
 
 class ConvNet(nn.Module):
@@ -146,6 +208,7 @@ class ConvNet(nn.Module):
         channels: channels of each convolution; each convolution halves every side.
         num_classes: number of outputs.
         activation: a function of a tensor.
+        gain: factor of the initial weights and biases of the convolutions and the read-out.
     """
 
     def __init__(
@@ -155,6 +218,7 @@ class ConvNet(nn.Module):
         channels: list[int],
         num_classes: int,
         activation: Activation = functional.relu,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         convolution = {1: nn.Conv1d, 2: nn.Conv2d}[dimensions]
@@ -166,6 +230,8 @@ class ConvNet(nn.Module):
         self.head = Linear(channels[-1], num_classes)
         self.activation = activation
         self.dimensions = dimensions
+        self.gain = gain
+        _scale_initial(self, gain)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.head.weight.dim() == 3:
@@ -220,14 +286,17 @@ class GRUClassifier(nn.Module):
         input_size: features at each position; the input is `(batch, length, input_size)`.
         hidden_size: width of the state.
         num_classes: number of outputs.
+        gain: factor of the initial weights and biases.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_classes: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_classes: int, gain: float = 1.0) -> None:
         super().__init__()
         self.from_input = Linear(input_size, 3 * hidden_size)
         self.from_hidden = Linear(hidden_size, 3 * hidden_size)
         self.head = Linear(hidden_size, num_classes)
         self.hidden_size = hidden_size
+        self.gain = gain
+        _scale_initial(self, gain)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = inputs.new_zeros(*inputs.shape[:-2], self.hidden_size)
@@ -315,8 +384,8 @@ class ByteTransformer(nn.Module):
 def seeded_parameters(module: nn.Module, seeds: Tensor) -> dict[str, Tensor] | None:
     """Draw the weights of `num_runs` copies of a module on the device of `seeds`, without building any of them.
 
-    Linear and convolutional layers get torch's default, uniform within 1/sqrt(fan_in); normalisations start at
-    one and zero; embeddings are normal with standard deviation one, also torch's default.
+    Linear and convolutional layers get torch's default, uniform within 1/sqrt(fan_in), times the network's gain;
+    normalisations start at one and zero; embeddings are normal with standard deviation one, also torch's default.
 
     Args:
         module: a network of this file, read for names, shapes and layer types; only a `Point` keeps its own values.
@@ -328,14 +397,14 @@ def seeded_parameters(module: nn.Module, seeds: Tensor) -> dict[str, Tensor] | N
     """
     if type(module).__module__ != __name__:
         return None
-    stream = seeding.stream(seeds, "init")
+    stream, gain = seeding.stream(seeds, "init"), getattr(module, "gain", 1.0)
     drawn: dict[str, Tensor] = {}
     for prefix, layer in module.named_modules():
         for name, parameter in layer.named_parameters(recurse=False):
             counter = torch.arange(parameter.numel(), device=seeds.device)
             key = (stream[:, None], len(drawn), counter)
-            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                bound = 1.0 / math.sqrt(layer.weight[0].numel())
+            if isinstance(layer, _SCALED):
+                bound = gain / math.sqrt(layer.weight[0].numel())
                 flat = (2.0 * seeding.uniform(*key, dtype=parameter.dtype) - 1.0) * bound
             elif isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
                 flat = torch.full((len(seeds), parameter.numel()), float(name == "weight"), device=seeds.device)
