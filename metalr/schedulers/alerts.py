@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# Decisions in a row at a bound, in the first half of a run, after which the base LR is to blame: near its end a
-# multiplier at the lower bound is an annealed LR.
-_AT_BOUND = 4
+# Decisions in a row at a bound, and the share of the run that they take, after which the base LR is to blame. Only in
+# the first half of a run: near its end a multiplier at the lower bound is an annealed LR.
+_AT_BOUND, _SHARE_AT_BOUND = 4, 0.1
 _TOLERANCE = 1e-6
 _SEEN: weakref.WeakKeyDictionary[Optimizer, weakref.ref[LRScheduler]] = weakref.WeakKeyDictionary()
 
@@ -47,32 +47,40 @@ class Alerts:
             "trained without: call scheduler.observe(loss) before optimizer.step(), or step(loss) after it",
         )
 
-    def at_bound(self, controller: Any, multipliers: list[list[float]], base_lrs: list[float]) -> None:
-        """Warn if the multiplier of a group is at the same bound in all of the latest decisions.
+    def at_bound(
+        self,
+        controller: Any,
+        decisions: list[tuple[float, list[float]]],
+        base_lrs: list[float],
+        horizon: int | None,
+    ) -> None:
+        """Warn if the multiplier of a group has been at the same bound for long.
 
         Args:
             controller: with bounds or without.
-            multipliers: of the latest decisions, for each controlled group.
+            decisions: updates made and multiplier of each controlled group, for the latest decisions.
             base_lrs: of the parameter groups.
+            horizon: updates in the run; None if unknown.
         """
         bounds = _reachable(controller)
-        if bounds is None or len(multipliers) < _AT_BOUND:
+        if bounds is None or "bound" in self._given:
             return
         low, high = bounds
-        for base, column in zip(base_lrs, zip(*multipliers[-_AT_BOUND:], strict=True), strict=False):
-            if min(column) >= high * (1.0 - _TOLERANCE):
+        updates = [update for update, _ in decisions]
+        for base, column in zip(base_lrs, zip(*(m for _, m in decisions), strict=True), strict=False):
+            if _lasts(updates, [m >= high * (1.0 - _TOLERANCE) for m in column], horizon):
                 self._warn_once(
                     "bound",
-                    f"the LR multiplier has been at its upper bound of {high:.3g} for {_AT_BOUND} decisions, expected "
-                    f"one inside its bounds: the base LR of {base:.3g} is too low by {high:.3g} times or more; raise "
-                    "it, or take a controller with wider bounds",
+                    f"the LR multiplier has been at its upper bound of {high:.3g} for {_AT_BOUND} decisions or more, "
+                    f"expected one inside its bounds: the base LR of {base:.3g} is too low by {high:.3g} times or "
+                    "more; raise it, or take a controller with wider bounds",
                 )
-            elif max(column) <= low * (1.0 + _TOLERANCE):
+            elif _lasts(updates, [m <= low * (1.0 + _TOLERANCE) for m in column], horizon):
                 self._warn_once(
                     "bound",
-                    f"the LR multiplier has been at its lower bound of {low:.3g} for {_AT_BOUND} decisions, expected "
-                    f"one inside its bounds: the base LR of {base:.3g} is too high by {1.0 / low:.3g} times or more; "
-                    "lower it, or take a controller with wider bounds",
+                    f"the LR multiplier has been at its lower bound of {low:.3g} for {_AT_BOUND} decisions or more, "
+                    f"expected one inside its bounds: the base LR of {base:.3g} is too high by {1.0 / low:.3g} times "
+                    "or more; lower it, or take a controller with wider bounds",
                 )
 
     def not_alone(self, scheduler: LRScheduler) -> None:
@@ -108,6 +116,13 @@ class Alerts:
         if key not in self._given:
             self._given.add(key)
             warnings.warn(f"LearnedLR: {message}.", UserWarning, stacklevel=4)
+
+
+def _lasts(updates: list[float], holds: list[bool], horizon: int | None) -> bool:
+    """Whether something holds at the latest decisions, at enough of them and for a good part of the run."""
+    since = next((i + 1 for i in reversed(range(len(holds))) if not holds[i]), 0)
+    span = updates[-1] - updates[since] if since < len(holds) else 0.0
+    return len(holds) - since >= _AT_BOUND and span >= _SHARE_AT_BOUND * (horizon or 0)
 
 
 def _reachable(controller: Any) -> tuple[float, float] | None:

@@ -41,9 +41,10 @@ class History:
         """The last decision, as in `entries`; before any, the entry that `updates` and `state` would make."""
         return _entry(self._rows[-1] if self._rows else _row(updates, state))
 
-    def multipliers(self, count: int = 4) -> list[list[float]]:
-        """Those of the latest decisions, one number for each controlled group."""
-        return [row[:, 1].tolist() for row in list(self._rows)[-count:]]
+    def multipliers(self, count: int = 32) -> list[tuple[float, list[float]]]:
+        """Updates made and multiplier of each controlled group, for the latest decisions."""
+        rows = list(self._rows)[-count:]
+        return [(row[0, 0].item(), row[:, 1].tolist()) for row in rows]
 
     def state(self) -> list[Tensor]:
         """One tensor `(num_groups, 2 + NUM_FEATURES)` for each decision."""

@@ -3,6 +3,7 @@
 It depends on torch alone. `metalr.schedulers.meter` makes the measurements that the engine makes with matrices.
 """
 
+import numbers
 import sys
 from collections.abc import Mapping
 from types import CodeType
@@ -20,7 +21,7 @@ from metalr.schedulers.clock import DecisionClock
 from metalr.schedulers.controlled_run import ControlledRun
 from metalr.schedulers.hooks import attach_hooks
 from metalr.schedulers.lookahead import ScheduleAhead
-from metalr.schedulers.loss_log import Loss
+from metalr.schedulers.loss_log import Loss, one_number
 from metalr.schedulers.meter import OptimizerMeter, Scope
 from metalr.schedulers.param_groups import (
     adopt_new_groups,
@@ -132,9 +133,10 @@ class LearnedLR(LRScheduler):
                 accumulation) as their mean.
 
         Raises:
+            TypeError: the loss is not a number at all.
             ValueError: the loss is not one number.
         """
-        self.run.losses.add(loss, self.updates)
+        self._take(loss, self.updates)
         if not self._uses_hooks:
             self._before_update()
 
@@ -284,9 +286,9 @@ class LearnedLR(LRScheduler):
 
     def _comparable(self, meter: Mapping[str, Any]) -> Mapping[str, Any]:
         """The meter's state, without copies of gradients where a group was added to them since."""
-        held, groups = meter["buffers"], len(self.optimizer.param_groups)
+        held, groups = meter["held"], len(self.optimizer.param_groups)
         measured = groups if self._scope == "global" else self.run.meter.num_groups
-        return meter if held is None or len(held) == measured else {"buffers": None, "measured": []}
+        return meter if held is None or len(held[0]) == measured else {"held": None, "measured": []}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": None}
@@ -320,12 +322,20 @@ class LearnedLR(LRScheduler):
 
     def _take_late(self, loss: Loss) -> None:
         """Take the loss of the update just made."""
-        if isinstance(loss, int):
+        if isinstance(loss, numbers.Integral):
             raise TypeError(
                 f"got step({loss}), a whole number, expected no argument or the loss: call step(), since updates "
                 "are counted by the scheduler itself"
             )
-        self.run.losses.add(loss, max(self.updates - int(self._uses_hooks), 0))
+        self._take(loss, max(self.updates - int(self._uses_hooks), 0))
+
+    def _take(self, loss: Loss, update: int) -> None:
+        """Keep a loss if a decision will need it: after the last one, before its turn and detached none will."""
+        is_active = self.last_epoch >= 0 and (self._handles or not self._uses_hooks)
+        if is_active and self._clock.next_decision is not None:
+            self.run.losses.add(loss, update)
+        else:
+            one_number(loss)  # refused all the same if it is none
 
     def _catch_up(self) -> None:
         """Make up for a call of step() that did not come, unless another scheduler has taken over."""
@@ -348,7 +358,7 @@ class LearnedLR(LRScheduler):
             self._alerts.no_loss()
         if self.run.has_loss and self._clock.progress < 0.5:  # without losses the multiplier says little of the base
             bases = [float(lr) for lr in self.base_lrs]
-            self._alerts.at_bound(self.controller, self.run.history.multipliers(), bases)
+            self._alerts.at_bound(self.controller, self.run.history.multipliers(), bases, self.horizon)
 
     def _lrs(self) -> list[float]:
         factor = self._ahead.factor(self._clock.updates, self._clock.horizon)

@@ -219,7 +219,7 @@ class _Watch:
 
     def writes_since_last_call(self, optimizer: Optimizer) -> int:
         """In-place writes to the first parameter since the last call; 0 at the first."""
-        now = _writes(optimizer.param_groups[0]["params"][0])
+        now = next((_writes(p) for group in optimizer.param_groups for p in group["params"]), 0)
         found = 0 if self._writes is None else now - self._writes
         self._writes = now
         return found
@@ -237,7 +237,9 @@ class _Watch:
         if 0.0 < factor < min(_SUSPECT_BELOW * self._peak, self._next or self._peak):
             self._next = factor / 2.0
             # Two parameters of each group, because rows of an embedding that a batch does not use do not change either.
-            params = [group["params"][index] for group in optimizer.param_groups for index in (0, -1)]
+            params = [
+                group["params"][index] for group in optimizer.param_groups if group["params"] for index in (0, -1)
+            ]
             self._held = [(p, _some(p).clone(), _writes(p)) for p in params]
         return False
 
