@@ -126,11 +126,9 @@ def _lasts(updates: list[float], holds: list[bool], horizon: int | None) -> bool
 
 
 def _reachable(controller: Any) -> tuple[float, float] | None:
-    """The least and greatest multiplier that a controller can decide; None if it has no bounds."""
-    limits = getattr(controller, "action", controller)
-    low, high = getattr(limits, "low", None), getattr(limits, "high", None)
-    if low is None or high is None:
-        return None
-    if getattr(limits, "mode", "") == "anchored":
-        return max(low, math.exp(-limits.alpha)), min(high, math.exp(limits.alpha))
-    return low, high
+    """The least and greatest multiplier that a controller can decide; None if it cannot change its multiplier."""
+    low, high = controller.bounds
+    action = getattr(controller, "action", None)
+    if action is not None and action.mode == "anchored":
+        low, high = max(low, math.exp(-action.alpha)), min(high, math.exp(action.alpha))
+    return (low, high) if low < high < math.inf and not hasattr(controller, "multipliers") else None

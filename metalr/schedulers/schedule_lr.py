@@ -1,5 +1,6 @@
 """The torch scheduler of a schedule, `ScheduleLR`, for a user's own loop. It depends on torch alone."""
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -140,7 +141,8 @@ class ScheduleLR(LRScheduler):
             )
 
     def _factor_at(self, step: int) -> float:
-        return self.schedule(max(step, 0) / self.horizon)
+        factor = self.schedule(max(step, 0) / self.horizon)
+        return factor if 0.0 <= factor < math.inf else 0.0  # an LR below 0 or of no number would destroy the weights
 
     def _notice(self) -> None:
         if self._watch is None:
