@@ -220,9 +220,15 @@ class MetaTrainer:
         """Continue from a checkpoint, to the bit.
 
         Raises:
-            ValueError: it belongs to other meta-parameters.
+            ValueError: it is damaged, or belongs to other meta-parameters.
         """
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # damage shows in many ways: a bad zip, a missing part
+            raise ValueError(
+                f"got {path}, which is damaged ({type(error).__name__}), expected a checkpoint: put back a copy, or "
+                "remove it to train from the start"
+            ) from error
         if len(state["meta_params"]) != len(self.meta):
             raise ValueError(
                 f"got a checkpoint of {len(state['meta_params'])} meta-parameters, expected {len(self.meta)}: "

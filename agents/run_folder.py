@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from metalr import schedules
 from metalr.agents.dqn import train_dqn
 from metalr.agents.ppo import train_ppo
-from metalr.agents.sb3_callbacks import CHECKPOINT
+from metalr.agents.sb3_callbacks import CHECKPOINT, has_checkpoint, load_checkpoint
 from metalr.agents.sb3_export import export_policy
 from metalr.agents.sb3_training import OPTIONS, Budget, provenance
 from metalr.control.actions import ActionSpec
@@ -168,9 +168,8 @@ def export_folder(folder: Path) -> tuple[PolicyController, dict[str, Any]]:
         FileNotFoundError: there is no checkpoint yet.
     """
     options = read_options(folder)
-    if not (folder / CHECKPOINT).is_file():
+    if not has_checkpoint(folder):
         raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
     algorithm, _ = look_up(_AGENTS, options.agent, "agent")
-    model = algorithm.load(folder / CHECKPOINT, device="cpu")
-    transition = build_transition(options)
-    return export_policy(model, transition.config, transition.groups[0].schedule), provenance(folder)
+    model = load_checkpoint(algorithm, folder)
+    return export_policy(model, build_transition(options)), provenance(folder)

@@ -3,8 +3,9 @@
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from metalr.agents.sb3_vec_env import LRControlVecEnv
@@ -32,12 +33,60 @@ class Progress(NamedTuple):
 
 
 def read_progress(folder: Path) -> Progress:
-    """The progress that is saved in a run's folder; none in a new one."""
+    """The progress that is saved in a run's folder; none in a new one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / PROGRESS
     if not path.is_file():
         return Progress()
-    stored = json.loads(path.read_text())
-    return Progress(stored["timesteps"], stored["seconds"], tuple(map(tuple, stored.get("curve", []))))
+    try:
+        stored = json.loads(path.read_bytes())
+        curve = tuple((int(timesteps), float(mean)) for timesteps, mean in stored.get("curve", []))
+        return Progress(int(stored["timesteps"]), float(stored["seconds"]), curve)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"got {path}, which is damaged ({type(error).__name__}: {error}), expected the progress of a training: "
+            "remove it; training continues from its checkpoint, and its learning curve and clock begin anew"
+        ) from error
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint.
+
+    Raises:
+        ValueError: it has none although it says how far it has trained.
+    """
+    if (folder / CHECKPOINT).is_file():
+        return True
+    if read_progress(folder).timesteps > 0:
+        raise ValueError(
+            f"got {folder} with {PROGRESS} but without {CHECKPOINT}, expected both: put the checkpoint back, or remove "
+            f"{PROGRESS} to train from the start"
+        )
+    return False
+
+
+def load_checkpoint(algorithm: type[BaseAlgorithm], folder: Path, **options: Any) -> BaseAlgorithm:
+    """The model of a run's checkpoint, on the CPU.
+
+    Args:
+        algorithm: of the model.
+        folder: of the run, with a checkpoint.
+        options: of SB3's `load`.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    path = folder / CHECKPOINT
+    try:
+        return algorithm.load(path, device="cpu", **options)
+    except Exception as error:  # damage shows in many ways: a bad zip, a missing part, tensors of other shapes
+        raise ValueError(
+            f"got {path}, which is damaged ({type(error).__name__}: {error}), expected a checkpoint of "
+            f"{algorithm.__name__}: put back a copy, or remove it and {PROGRESS} to train from the start"
+        ) from error
 
 
 class CheckpointCallback(BaseCallback):

@@ -13,13 +13,13 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from metalr.agents.sb3_callbacks import CHECKPOINT, CheckpointCallback, read_progress
+from metalr.agents.sb3_callbacks import CheckpointCallback, has_checkpoint, load_checkpoint, read_progress
 from metalr.agents.sb3_export import export_policy
 from metalr.artefacts.controller_file import load_controller, to_bytes
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
 from metalr.files import write_whole
-from metalr.records import CONFIG, open_folder, read_config, versions
+from metalr.records import CONFIG, open_run, read_config, versions
 from metalr.schedules import to_config
 
 CONTROLLER = "controller.safetensors"
@@ -96,19 +96,19 @@ def train_agent(
     folder, budget = Path(folder), budget or Budget()
     card = {"agent": learner.name, "seed": seed, "settings": asdict(learner.settings), **_describe(transition)}
     _check_folder(folder, resume)
-    open_folder(folder, {**card, "budget": asdict(budget), OPTIONS: options, "versions": _versions()})
-    if resume and (folder / CONTROLLER).is_file():  # written when training is done: nothing is left to do
-        return cast(PolicyController, load_controller(folder / CONTROLLER))
-    transition.seed(seed)
-    model = learner.build(transition, learner.settings, seed, folder / "tensorboard" if tensorboard else None)
-    if resume and (folder / CHECKPOINT).is_file():
-        model = _trained_so_far(model, transition, seed, folder / CHECKPOINT)
-    timesteps = budget.episodes * transition.num_groups * transition.config.decisions
-    keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
-    _learn(model, timesteps, [keeper, *learner.callbacks], keeper, progress)
-    controller = export_policy(model, transition.config, transition.groups[0].schedule)
-    write_whole(folder / CONTROLLER, to_bytes(controller, provenance(folder)))
-    return controller
+    with open_run(folder, {**card, "budget": asdict(budget), OPTIONS: options, "versions": _versions()}):
+        if resume and (folder / CONTROLLER).is_file():  # written when training is done: nothing is left to do
+            return cast(PolicyController, load_controller(folder / CONTROLLER))
+        transition.seed(seed)
+        model = learner.build(transition, learner.settings, seed, folder / "tensorboard" if tensorboard else None)
+        if resume and has_checkpoint(folder):
+            model = _trained_so_far(model, transition, seed, folder)
+        timesteps = budget.episodes * transition.num_groups * transition.config.decisions
+        keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
+        _learn(model, timesteps, [keeper, *learner.callbacks], keeper, progress)
+        controller = export_policy(model)
+        write_whole(folder / CONTROLLER, to_bytes(controller, provenance(folder)))
+        return controller
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -138,9 +138,9 @@ def _check_folder(folder: Path, resume: bool) -> None:
         )
 
 
-def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, checkpoint: Path) -> BaseAlgorithm:
+def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, folder: Path) -> BaseAlgorithm:
     """The model of a checkpoint, in the environment of an untrained one."""
-    loaded = type(model).load(checkpoint, env=model.get_env(), device="cpu")
+    loaded = load_checkpoint(type(model), folder, env=model.get_env())
     # Episodes that were seen before the interruption are not seen again.
     transition.seed(seed + 1_000_003 * loaded.num_timesteps)
     return loaded

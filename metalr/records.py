@@ -9,14 +9,15 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metalr.files import write_whole
+from metalr.files import held, write_whole
 
 Record = dict[str, Any]
 
@@ -78,16 +79,48 @@ def from_line(line: str) -> Record:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """All complete lines of a file; what a stopped process left half-written at its end is passed over."""
+    """All complete lines of a file; what a stopped process left half-written at its end is passed over.
+
+    Raises:
+        ValueError: a line is not a record.
+    """
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [from_line(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    content = path.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    return [_record(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _record(line: bytes, path: Path, number: int) -> Record:
+    try:
+        return from_line(line.decode())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"got {path} with line {number} damaged ({error}), expected one JSON object in each line: delete that "
+            "line, and what it held is made again"
+        ) from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of a file as a set: the first of each "cell", in order.
+
+    Raises:
+        ValueError: a line is not a record, or belongs to no cell.
+    """
+    found: dict[str, Record] = {}
+    for number, record in enumerate(read_lines(path), start=1):
+        if not isinstance(record.get("cell"), str):
+            raise ValueError(
+                f"got {path} with line {number} without its cell, expected one record in each line: delete that line, "
+                "and what it held is made again"
+            )
+        found.setdefault(record["cell"], record)
+    return list(found.values())
 
 
 def read_curves(path: Path) -> dict[str, Record]:
     """Key -> curve of every run that has one, from a run folder."""
-    return {curve["cell"]: curve for curve in read_lines(path / CURVES)}
+    return {curve["cell"]: curve for curve in read_records(path / CURVES)}
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:
@@ -99,7 +132,10 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     config = _stored_config(folder)
     found = "nothing readable" if config is None else _kind(config)
     if config is None or found != kind:
-        raise ValueError(f"got folder {folder} with {found}, expected a {kind}: name a folder that one was written to")
+        raise ValueError(
+            f"got folder {folder} with {found}, expected a {kind}: name a folder that one was written to, or put back "
+            f"its {CONFIG}"
+        )
     return config
 
 
@@ -127,13 +163,40 @@ def open_folder(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return _same_run(folder, new)
 
 
+@contextmanager
+def open_run(folder: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """`open_folder` for as long as a block lasts, with no other process in the folder meanwhile.
+
+    A run that fails before it has written anything leaves no config, so that the corrected one may have the folder.
+
+    Args:
+        folder: of the run.
+        config: as for `open_folder`.
+
+    Yields:
+        The config in the folder.
+
+    Raises:
+        ValueError: as for `open_folder`, or another process holds the folder.
+    """
+    with held(folder):
+        is_new = not (folder / CONFIG).exists()
+        stored = open_folder(folder, config)
+        try:
+            yield stored
+        except BaseException:
+            if is_new and [path.name for path in folder.iterdir()] == [CONFIG]:
+                (folder / CONFIG).unlink()
+            raise
+
+
 def _same_run(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     """The config in a folder that is not empty; raises ValueError if it is not of the run `new`."""
     old = _stored_config(folder)
     if old is None:
         raise ValueError(
-            f"got folder {folder}, which already holds files but no run, expected an empty or new folder: "
-            "name another one"
+            f"got folder {folder}, which already holds files but no run (no readable {CONFIG}), expected an empty or "
+            "new folder: name another one"
         )
     if _kind(old) != _kind(new):
         raise ValueError(f"got folder {folder} of a {_kind(old)}, expected one of a {_kind(new)}: name another")
@@ -183,12 +246,19 @@ class RunFolder:
 
     def __init__(self, path: str | Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.config = open_folder(self.path, {"kind": kind, "settings": settings, "versions": versions()})
+        self.config = open_folder(self.path, _config(kind, settings))
         for name in (RECORDS, CURVES):
             _drop_torn_line(self.path / name)
-        self.records = read_lines(self.path / RECORDS)
+        self.records = read_records(self.path / RECORDS)
         self.done = {record["cell"] for record in self.records}
-        self._curves = {curve["cell"] for curve in read_lines(self.path / CURVES)}
+        self._curves = set(read_curves(self.path))
+
+    @classmethod
+    @contextmanager
+    def held(cls, path: str | Path, kind: str, settings: Mapping[str, Any]) -> "Iterator[RunFolder]":
+        """A run folder for as long as a block lasts, with no other process in it meanwhile; see `open_run`."""
+        with open_run(Path(path), _config(kind, settings)):
+            yield cls(path, kind, settings)
 
     def append(self, records: Iterable[Record], curves: Iterable[Record] = ()) -> None:
         """Write what is not there yet, to the disk and not just to its cache."""
@@ -200,6 +270,10 @@ class RunFolder:
         self._curves |= {curve["cell"] for curve in fresh_curves}
         self.records += [from_line(to_line(record)) for record in fresh]
         self.done |= {record["cell"] for record in fresh}
+
+
+def _config(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "settings": settings, "versions": versions()}
 
 
 def difference(old: Any, new: Any, name: str = "") -> list[str]:
@@ -234,10 +308,18 @@ def _short(value: Any) -> str:
 def _append(path: Path, records: list[Record]) -> None:
     if not records:
         return
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(to_line, records)))
-        file.flush()
-        os.fsync(file.fileno())
+    size = path.stat().st_size if path.exists() else None
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(map(to_line, records)))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk must not leave half a line
+        if size is None:
+            path.unlink(missing_ok=True)
+        else:
+            os.truncate(path, size)
+        raise
 
 
 def _drop_torn_line(path: Path) -> None:

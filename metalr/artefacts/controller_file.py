@@ -7,6 +7,7 @@ that the card shows.
 
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 from metalr.control import loop
 from metalr.control.catalog import build_controller
 from metalr.control.controller import Controller
+from metalr.control.lr import schedule_limit
 from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule
@@ -33,6 +35,9 @@ FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
 _NO_CHECKSUM = "0" * 64
 _LARGEST_FILE = 16 * 2**20
+_LARGEST_HEADER = 2**20
+# Levels of lists and dicts in a card that are kept.
+_DEEPEST = 16
 _MAX_DECISIONS = 100_000
 # A factor of the base LR outside this range means a damaged or hostile file, whatever its card says.
 _SANE_FACTORS = (1e-9, 1e6)
@@ -104,7 +109,10 @@ def load_controller(source: str | Path) -> Controller:
 
 
 def load_card(source: str | Path) -> dict[str, Any]:
-    """The card of a controller file: `controller`, `about` and the versions.
+    """The card of a controller file: `controller`, `about`, the versions, and `bounds`.
+
+    The bounds are those of the controller, whatever the file says: of `lr_multiplier`, and of `lr_factor`, the LR in
+    force over the base LR. A scheduler never leaves them.
 
     Args:
         source: as for `load_controller`.
@@ -127,16 +135,26 @@ def load_scheduler(
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
         base: base schedule to replace the controller's own.
-        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure.
+        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure, expects_loss.
 
     Raises:
         FileNotFoundError: there is no such file or shipped controller.
         ValueError: the file cannot be used, or the horizon does not suit the decisions.
     """
-    controller = load_controller(source)
+    path = _locate(source)
+    controller, card = from_bytes(_read(path), str(path))
     if base is not None:
         controller = controller.with_schedule(base)
-    return LearnedLR(optimizer, controller, horizon, **options)
+    return LearnedLR(optimizer, controller, horizon, **{"expects_loss": needs_losses(card), **options})
+
+
+def needs_losses(card: Mapping[str, Any]) -> bool:
+    """Whether a card says that its controller sees losses and was never trained without."""
+    about, visible = card.get("about"), card.get("controller", {}).get("visible")
+    env = about.get("env") if isinstance(about, Mapping) else None
+    hidden = env.get("hide_loss") if isinstance(env, Mapping) else None
+    sees_losses = visible is None or any(str(name).startswith("loss") for name in visible)
+    return isinstance(hidden, (int, float)) and hidden == 0.0 and sees_losses
 
 
 def from_bytes(content: bytes, name: str = "the file") -> tuple[Controller, dict[str, Any]]:
@@ -159,9 +177,41 @@ def from_bytes(content: bytes, name: str = "the file") -> tuple[Controller, dict
         tensors = safetensors.torch.load(content)
         controller = build_controller(card["controller"], tensors)
         _check_sane(controller, tensors)
-        return controller, card
+        return controller, _clean_card(card, controller)
     except Exception as error:  # every way in which a hostile card can fail ends in the same clear refusal
-        raise ValueError(f"got {name}, which does not describe a controller ({error}), expected an export") from error
+        raise ValueError(
+            f"got {name}, which does not describe a controller ({_one_line(error)}), expected an export"
+        ) from error
+
+
+def _clean_card(card: dict[str, Any], controller: Controller) -> dict[str, Any]:
+    """The card of a controller that was built from it, safe to print and to write again."""
+    low, high = controller.bounds
+    about = _cleaned(card.get("about"), _DEEPEST)
+    return {
+        **_cleaned(card, _DEEPEST),
+        "controller": controller.config(),
+        "about": about if isinstance(about, dict) else {} if about is None else {"about": about},
+        "bounds": {"lr_multiplier": [low, high], "lr_factor": [0.0, high * schedule_limit(controller.schedule)]},
+    }
+
+
+def _cleaned(value: Any, depth: int) -> Any:
+    """A value of a card without what could break an export or play tricks on a terminal."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in value)
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has 1e999
+        return None
+    if isinstance(value, (dict, list)) and depth == 0:
+        return "…"
+    if isinstance(value, dict):
+        return {_cleaned(key, 0): _cleaned(item, depth - 1) for key, item in value.items()}
+    return [_cleaned(item, depth - 1) for item in value] if isinstance(value, list) else value
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(_cleaned(str(error), 0).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
@@ -175,7 +225,7 @@ def _check_sane(controller: Controller, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name, tensor in tensors.items() if tensor.dtype not in (torch.float32, torch.float64)]
     if wrong:
         raise ValueError(f"its tensors {wrong[:9]} are not of dtype float32 or float64")
-    schedule = controller.schedule(torch.linspace(0.0, 2.0, 201, dtype=torch.float64))
+    schedule = controller.schedule(torch.linspace(0.0, 2.0, 4001, dtype=torch.float64))
     if not bool(((schedule >= 0.0) & (schedule <= _SANE_FACTORS[1])).all()):
         raise ValueError(f"its base schedule leaves [0, {_SANE_FACTORS[1]:g}]")
     action = getattr(controller, "action", controller)
@@ -193,6 +243,8 @@ def _verified_card(content: bytes, name: str) -> dict[str, Any]:
         (length,) = struct.unpack("<Q", content[:8])
         if not 2 <= length <= len(content) - 8:
             raise ValueError("its header is longer than the file")
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"its header is longer than {_LARGEST_HEADER} bytes")
         header = json.loads(content[8 : 8 + length])
         checksum, text = header["__metadata__"]["sha256"], header["__metadata__"]["metalr"]
         if not re.fullmatch("[0-9a-f]{64}", checksum):
@@ -204,7 +256,7 @@ def _verified_card(content: bytes, name: str) -> dict[str, Any]:
             raise ValueError("its card has another format version")
     except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"got {name}, which is truncated, damaged or not a metalr controller ({error or type(error).__name__}), "
+            f"got {name}, which is truncated, damaged or not a metalr controller ({_one_line(error)}), "
             "expected a file that save_controller wrote: copy or export it again"
         ) from error
     return card

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metalr.artefacts.controller_file import needs_losses
 from metalr.artefacts.source_cut import cut_out
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import Controller
@@ -88,9 +89,10 @@ def make_scheduler(
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
         base: base schedule to replace the controller's own.
-        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure.
+        options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure, expects_loss.
     """
     controller = make_controller()
+    options = {{"expects_loss": {expects_loss}, **options}}
     return LearnedLR(optimizer, controller if base is None else controller.with_schedule(base), horizon, **options)
 '''
 
@@ -142,6 +144,7 @@ def standalone_source(controller: Controller, card: Mapping[str, Any], module: s
         weights="".join(f'    "{name}": {_literal(tensor)},\n' for name, tensor in weights.items()),
         card=pprint.pformat(dict(card), width=110, sort_dicts=False),
         controller=expression,
+        expects_loss=needs_losses(card),
     )
     return f"{_USE.format(module=module, licence=_LICENCE)}\n{body}\n\n{end}"
 

@@ -18,7 +18,7 @@ from metalr.compare.run_record import PlannedRun, RunCurve, RunRecord
 from metalr.control import loop
 from metalr.control.controller import Controller
 from metalr.control.loop import LoopState
-from metalr.control.lr import lr_in_force
+from metalr.control.lr import lr_in_force, schedule_factor
 from metalr.control.reference import ScheduleController
 from metalr.engine.runs import BatchedRuns
 from metalr.signals.stats import Prospect, RunStats
@@ -52,7 +52,7 @@ class _Segment:
         self.rows = rows
         horizon = runs.task.horizon
         progress = torch.arange(horizon, dtype=torch.float64, device=runs.device) / horizon
-        self.factor = controller.schedule(progress)  # (horizon,)
+        self.factor = schedule_factor(controller.schedule, progress)  # (horizon,)
         self.controller = controller
         like = torch.ones((rows.stop - rows.start, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
         self.state: LoopState = loop.init(controller.init(like), like)

@@ -20,7 +20,7 @@ from metalr.compare.plan import Plan
 from metalr.compare.run_record import Phase, PlannedRun, RunCurve, RunRecord
 from metalr.compare.settings import Settings
 from metalr.control.controller import Controller
-from metalr.records import RECORDS, RunFolder, read_config, read_curves, read_lines
+from metalr.records import CURVES, RECORDS, RunFolder, read_config, read_curves, read_records
 from metalr.tasks.task import Task
 
 # Called with runs done, runs in all and the name of the phase.
@@ -85,14 +85,14 @@ def compare(
     chosen = settings or Settings()
     task_list = [tasks] if isinstance(tasks, Task) else list(tasks)
     plan = Plan(task_list, chosen, controllers or {}, ablations or {}, more_contenders)
-    run_folder = RunFolder(folder, "comparison", plan.describe())
-    for task in task_list:
-        runner = _Runner(task, plan, run_folder, device, progress)
-        runner.run("tuning", plan.tuning_runs(task))
-        plan.add_replays(task, device)
-        runner.run("report", plan.report_runs(task, _records(run_folder.records)))
-        runner.run("wrong-base", plan.wrong_base_runs(task))
-    return _comparison(chosen, run_folder.path, run_folder.records, run_folder.config)
+    with RunFolder.held(folder, "comparison", plan.describe()) as run_folder:
+        for task in task_list:
+            runner = _Runner(task, plan, run_folder, device, progress)
+            runner.run("tuning", plan.tuning_runs(task))
+            plan.add_replays(task, device)
+            runner.run("report", plan.report_runs(task, _records(run_folder.records, run_folder.path)))
+            runner.run("wrong-base", plan.wrong_base_runs(task))
+        return _comparison(chosen, run_folder.path, run_folder.records, run_folder.config)
 
 
 def load(folder: str | Path) -> Comparison:
@@ -108,18 +108,28 @@ def load(folder: str | Path) -> Comparison:
     for name, value in config["settings"].items():
         if (name := _OLD_NAMES.get(name, name)) in known and not isinstance(value, dict):
             stored[name] = tuple(value) if isinstance(value, list) else value
-    return _comparison(Settings(**stored), path, read_lines(path / RECORDS), config)
+    return _comparison(Settings(**stored), path, read_records(path / RECORDS), config)
 
 
 def _comparison(
     settings: Settings, path: Path, records: Iterable[Mapping[str, Any]], config: dict[str, Any]
 ) -> Comparison:
-    curves = {key: RunCurve.from_json(curve) for key, curve in read_curves(path).items()}
-    return Comparison(settings, list(config["settings"]["tasks"]), _records(records), curves, config, path)
+    curves = {key: _read(RunCurve.from_json, curve, path / CURVES) for key, curve in read_curves(path).items()}
+    return Comparison(settings, list(config["settings"]["tasks"]), _records(records, path), curves, config, path)
 
 
-def _records(lines: Iterable[Mapping[str, Any]]) -> list[RunRecord]:
-    return [RunRecord.from_json(line) for line in lines]
+def _records(lines: Iterable[Mapping[str, Any]], path: Path) -> list[RunRecord]:
+    return [_read(RunRecord.from_json, line, path / RECORDS) for line in lines]
+
+
+def _read(convert: Callable[[Mapping[str, Any]], Any], line: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return convert(line)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"got {path} with a damaged record of {line['cell']!r} ({error}), expected all its fields: delete that "
+            "line, and what it held is made again"
+        ) from error
 
 
 @dataclass

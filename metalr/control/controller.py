@@ -7,6 +7,7 @@ The LR in force is base_lr · controller.schedule(progress) · lr_multiplier. A 
 ignores the observation. The engine, the environment and the exported scheduler drive the same objects.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -88,6 +89,12 @@ class Controller(ABC):
     def decision_steps(self, horizon: int) -> list[int]:
         """The inner steps of a run at which its decisions fall, as from the function of this name."""
         return decision_steps(horizon, self.decisions, self.spacing)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest multiplier; a decision beyond them is cut off."""
+        limits = getattr(self, "action", self)
+        return getattr(limits, "low", 0.0), getattr(limits, "high", math.inf)
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metalr.control.lr import bounded_multiplier
 from metalr.signals import observations
 from metalr.signals.observations import Context, ObservationState
 from metalr.signals.stats import Prospect, RunStats
@@ -101,8 +102,11 @@ def observe(
 
 
 def act(controller: Decide, state: LoopState) -> LoopState:
-    """The state with the multiplier that the controller decides from its observation."""
+    """The state with the multiplier that the controller decides from its observation, within its own bounds."""
     multiplier, controller_state = controller(state.observation, state.controller)
+    bounds = getattr(controller, "bounds", None)
+    if bounds is not None:
+        multiplier = bounded_multiplier(bounds, multiplier, state.multiplier)
     return state._replace(multiplier=multiplier, controller=controller_state)
 
 

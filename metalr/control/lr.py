@@ -1,11 +1,44 @@
-"""The LR in force: base LR times base schedule times multiplier. Everything that sets an LR uses this formula."""
+"""The LR in force: base LR times base schedule times multiplier. Everything that sets an LR uses this formula.
 
+Both factors are kept within bounds here, where they are applied: a schedule or a controller from a file may be hostile.
+"""
+
+import math
+from functools import lru_cache
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from metalr.schedules import Schedule
+
+# The peak of a schedule is looked for at so many points of twice the run; one between two of them may be higher by so
+# much.
+_LOOKED_AT, _SLACK = 4001, 1.1
+
+
+@lru_cache(maxsize=64)
+def schedule_limit(schedule: Schedule) -> float:
+    """The bound on the factor of a base schedule: a little more than its peak.
+
+    Example:
+        >>> from metalr.schedules import Constant
+        >>> schedule_limit(Constant(2.0))
+        2.2
+    """
+    values = schedule(torch.linspace(0.0, 2.0, _LOOKED_AT, dtype=torch.float64))
+    return round(_SLACK * max(values[values.isfinite()].tolist(), default=0.0), 12)
+
+
+def schedule_factor(schedule: Schedule, progress: Tensor) -> Tensor:
+    """The factor of a base schedule, within [0, `schedule_limit`] and 0 where the schedule is not a number."""
+    limit = max(schedule_limit(schedule), 0.0)
+    return schedule(progress).nan_to_num(nan=0.0, posinf=math.inf, neginf=0.0).clamp(0.0, limit)
+
+
+def bounded_multiplier(bounds: tuple[float, float], multiplier: Tensor, before: Tensor) -> Tensor:
+    """A multiplier within bounds; the one before where it is not a number."""
+    return torch.where(multiplier.isnan(), before, multiplier).clamp(*bounds)
 
 
 @overload
@@ -43,5 +76,5 @@ def interval_lr(
         `(num_steps, num_runs, num_groups)` float64.
     """
     step = first_step + torch.arange(num_steps, device=first_step.device)[:, None]  # (num_steps, num_runs)
-    factor = schedule(step.double() / horizon)
+    factor = schedule_factor(schedule, step.double() / horizon)
     return lr_in_force(base_lr[:, None], factor[..., None], multiplier.double())

@@ -29,6 +29,10 @@ class ScheduleController(Controller):
     decisions: int = 40
     spacing: Spacing = "even"
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
     def init(self, like: Tensor) -> tuple:
         return ()
 
@@ -131,6 +135,10 @@ class ReplayController(Controller):
     def decisions(self) -> int:  # type: ignore[override]
         """One for each multiplier."""
         return len(self.multipliers)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return min(self.multipliers), max(self.multipliers)
 
     def init(self, like: Tensor) -> Tensor:
         """The number of decisions taken, `(num_runs, num_groups)`."""

@@ -10,6 +10,7 @@ sums          squared norms and scalar products of lists of tensors
 shards        parameters that are sharded over ranks
 loss_log      the losses between two decisions
 ranks         agreement between the ranks of a distributed run
+alerts        warnings about a user's loop, each given once
 history       a record of each decision
 param_groups  reading, writing and restoring LRs in parameter groups
 hooks         calls around `optimizer.step()`

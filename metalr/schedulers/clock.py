@@ -1,5 +1,6 @@
 """The update count of a run, less the updates that were skipped, and the decisions that fall along it."""
 
+import numbers
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ def check_horizon(horizon: int) -> int:
     Raises:
         ValueError: it is not a whole number of updates, or is below 1.
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
+    if isinstance(horizon, bool) or not isinstance(horizon, numbers.Integral) or horizon < 1:
         raise ValueError(
             f"got horizon {horizon!r}, expected a whole number of optimizer updates, at least 1: "
             "pass len(loader) * epochs // accumulation_steps"
         )
-    return horizon
+    return int(horizon)  # NumPy's whole numbers would get into every checkpoint
+
+
+# After the last decision nothing needs the exact count, but the flags of updates that may be skipped must not pile up.
+_MOST_SKIPS = 256
 
 
 class DecisionClock:
@@ -57,9 +62,9 @@ class DecisionClock:
         steps_per_action: int | None = None,
         spacing: Spacing = "even",
     ) -> None:
-        self.decisions = decisions
+        self.decisions = int(decisions)
         self.spacing = spacing
-        self.steps_per_action = steps_per_action
+        self.steps_per_action = None if steps_per_action is None else int(steps_per_action)
         self._skips: list[tuple[int, Tensor]] = []
         self.updates = 0
         self.last_decision = 0
@@ -81,7 +86,8 @@ class DecisionClock:
             ValueError: the horizon is too short for the decisions, or missing without `steps_per_action`.
         """
         if horizon is not None:
-            self._stops = decision_steps(check_horizon(horizon), self.decisions, self.spacing)[1:]
+            horizon = check_horizon(horizon)
+            self._stops = decision_steps(horizon, self.decisions, self.spacing)[1:]
         elif self.steps_per_action is None or self.steps_per_action < 2:
             raise ValueError(
                 f"got horizon None with steps_per_action {self.steps_per_action}, expected the horizon in optimizer "
@@ -124,10 +130,11 @@ class DecisionClock:
 
     @property
     def must_settle(self) -> bool:
-        """Whether the count must be exact before the coming update, because that one may be measured."""
+        """Whether the count must be exact before the coming update, mostly because that one may be measured."""
         if not self._skips:
             return False
-        return not self.started or (self.updates_left is not None and self.updates_left <= 2)
+        left = self.updates_left
+        return not self.started or (len(self._skips) >= _MOST_SKIPS if left is None else left <= 2)
 
     def settle(self) -> list[int]:
         """Take back the updates that were skipped. This reads the device, so call it as rarely as decisions allow.

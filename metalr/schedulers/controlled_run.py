@@ -177,6 +177,11 @@ class ControlledRun:
         """Whether the last decision followed an explosion of the loss."""
         return any(feature(self.state.observation, "loss_exploded")[0].tolist())
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether the last decision saw losses."""
+        return any(feature(self.state.observation, "has_loss")[0].tolist())
+
     def multipliers(self, num_groups: int) -> list[float]:
         """The multiplier of each parameter group; 1 for groups added to a run that controls its groups separately.
 

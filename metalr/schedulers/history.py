@@ -41,6 +41,11 @@ class History:
         """The last decision, as in `entries`; before any, the entry that `updates` and `state` would make."""
         return _entry(self._rows[-1] if self._rows else _row(updates, state))
 
+    def multipliers(self, count: int = 32) -> list[tuple[float, list[float]]]:
+        """Updates made and multiplier of each controlled group, for the latest decisions."""
+        rows = list(self._rows)[-count:]
+        return [(row[0, 0].item(), row[:, 1].tolist()) for row in rows]
+
     def state(self) -> list[Tensor]:
         """One tensor `(num_groups, 2 + NUM_FEATURES)` for each decision."""
         return list(self._rows)

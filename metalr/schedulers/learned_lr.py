@@ -3,8 +3,8 @@
 It depends on torch alone. `metalr.schedulers.meter` makes the measurements that the engine makes with matrices.
 """
 
+import numbers
 import sys
-import warnings
 from collections.abc import Mapping
 from types import CodeType
 from typing import Any
@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from metalr.control.controller import Controller
 from metalr.control.lr import lr_in_force
+from metalr.schedulers.alerts import Alerts
 from metalr.schedulers.clock import DecisionClock
 from metalr.schedulers.controlled_run import ControlledRun
 from metalr.schedulers.hooks import attach_hooks
 from metalr.schedulers.lookahead import ScheduleAhead
-from metalr.schedulers.loss_log import Loss
+from metalr.schedulers.loss_log import Loss, one_number
 from metalr.schedulers.meter import OptimizerMeter, Scope
 from metalr.schedulers.param_groups import (
     adopt_new_groups,
@@ -73,6 +74,8 @@ class LearnedLR(LRScheduler):
             LRs, from the mean of their losses (see `metalr.schedulers.ranks`), and either all of them call `observe` or
             none.
         measure: False reads no gradients and holds no copy of them; the controller then sees only losses and progress.
+        expects_loss: True warns if no loss is observed. `load_scheduler` passes it for a controller whose card says
+            that it was never trained without losses.
 
     Horizons: `set_horizon` lengthens or shortens the current run. A run that is resumed with another horizon takes its
     remaining decisions where the new horizon puts them, and its base schedule follows the new progress from then on.
@@ -98,6 +101,7 @@ class LearnedLR(LRScheduler):
         hooks: bool = True,
         distributed: bool = True,
         measure: bool = True,
+        expects_loss: bool = False,
     ) -> None:
         # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
@@ -109,8 +113,9 @@ class LearnedLR(LRScheduler):
         self.run = ControlledRun(controller, clock, meter, Ranks(distributed))
         self._require_constant_base()
         self._ahead = ScheduleAhead(controller.schedule)
-        self._uses_hooks = hooks
-        self._warned: set[str] = set()
+        self._uses_hooks, self._scope = hooks, scope
+        self._alerts = Alerts()
+        self._expects_loss = expects_loss
         self._written_at = self._called_at = 0  # update counts at the last write and call
         super().__init__(optimizer)
         self._constructed_lr = [float(lr) for lr in self._last_lr]
@@ -128,9 +133,10 @@ class LearnedLR(LRScheduler):
                 accumulation) as their mean.
 
         Raises:
+            TypeError: the loss is not a number at all.
             ValueError: the loss is not one number.
         """
-        self.run.losses.add(loss, self.updates)
+        self._take(loss, self.updates)
         if not self._uses_hooks:
             self._before_update()
 
@@ -145,12 +151,13 @@ class LearnedLR(LRScheduler):
         """
         first, clock = self._step_count < 2, self._clock
         if not self._is_initial:
+            self._alerts.not_alone(self)
             if loss is not None:
                 self._take_late(loss)
             if not self._uses_hooks:
                 self._after_update()
             if clock.updates - self._called_at >= _EPOCH_LIKE:
-                self._warn_of_epochs()
+                self._alerts.called_per_epoch(clock.updates - self._called_at)
             self._called_at = clock.updates
         if first or clock.updates == clock.next_decision:  # not at every step: it is slow
             _refuse_chain(sys._getframe(1).f_code)
@@ -243,8 +250,10 @@ class LearnedLR(LRScheduler):
 
         Between the last two updates before a decision it includes a copy of the gradients, which the decision needs.
         """
+        adopt_new_groups(self)
         return {
             **self.run.to_saved(),
+            "scope": self._scope,
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
             "applied": self._written_at,
@@ -263,7 +272,10 @@ class LearnedLR(LRScheduler):
         """
         keys = ("updates", "interval_start", "started", "base_lrs", "last_lr", "losses", "loop", "meter")
         check_state(state_dict, keys, len(self.optimizer.param_groups))
-        self.run.load_saved(dict(state_dict))
+        adopt_new_groups(self)
+        if state_dict.get("scope") == self._scope == "param_group":  # groups added later are not controlled
+            self.run.meter.num_groups = state_dict["loop"]["multiplier"].shape[1]
+        self.run.load_saved({**state_dict, "meter": self._comparable(state_dict["meter"])})
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict["step_count"])
         self._written_at = int(state_dict["applied"])
@@ -271,6 +283,12 @@ class LearnedLR(LRScheduler):
         self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])
         restore_lr(self.optimizer, self._constructed_lr, state_dict["last_lr"])
         self._last_lr = numbers_like(self._last_lr, state_dict["last_lr"])
+
+    def _comparable(self, meter: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The meter's state, without copies of gradients where a group was added to them since."""
+        held, groups = meter["held"], len(self.optimizer.param_groups)
+        measured = groups if self._scope == "global" else self.run.meter.num_groups
+        return meter if held is None or len(held[0]) == measured else {"held": None, "measured": []}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": None}
@@ -304,20 +322,20 @@ class LearnedLR(LRScheduler):
 
     def _take_late(self, loss: Loss) -> None:
         """Take the loss of the update just made."""
-        if isinstance(loss, int):
+        if isinstance(loss, numbers.Integral):
             raise TypeError(
                 f"got step({loss}), a whole number, expected no argument or the loss: call step(), since updates "
                 "are counted by the scheduler itself"
             )
-        self.run.losses.add(loss, max(self.updates - int(self._uses_hooks), 0))
+        self._take(loss, max(self.updates - int(self._uses_hooks), 0))
 
-    def _warn_of_epochs(self) -> None:
-        self._warn_once(
-            "epochs",
-            f"scheduler.step() was called once after {self.updates - self._called_at} optimizer updates. "
-            "Decisions still come at the right updates, because updates are counted, not calls; "
-            "call step() after every optimizer.step() to silence this",
-        )
+    def _take(self, loss: Loss, update: int) -> None:
+        """Keep a loss if a decision will need it: after the last one, before its turn and detached none will."""
+        is_active = self.last_epoch >= 0 and (self._handles or not self._uses_hooks)
+        if is_active and self._clock.next_decision is not None:
+            self.run.losses.add(loss, update)
+        else:
+            one_number(loss)  # refused all the same if it is none
 
     def _catch_up(self) -> None:
         """Make up for a call of step() that did not come, unless another scheduler has taken over."""
@@ -328,13 +346,19 @@ class LearnedLR(LRScheduler):
             self._decide_and_write()
 
     def _decide_and_write(self) -> None:
-        if self._clock.due and self.run.decide_if_due() and self.run.exploded:
-            self._warn_once(
-                "breaker",
-                f"the loss exploded or was not finite before update {self.updates}; the LR was cut to "
-                f"{self.run.state.multiplier[0].tolist()} times the base and may rise again slowly",
-            )
+        if self._clock.due and self.run.decide_if_due():
+            self._alert()
         self._write_lrs()
+
+    def _alert(self) -> None:
+        """Warn of whatever the last decision shows to be wrong."""
+        if self.run.exploded:
+            self._alerts.breaker(self.updates, self.run.state.multiplier[0].tolist())
+        if self._expects_loss and not self.run.has_loss and not any(e["features"]["has_loss"][0] for e in self.history):
+            self._alerts.no_loss()
+        if self.run.has_loss and self._clock.progress < 0.5:  # without losses the multiplier says little of the base
+            bases = [float(lr) for lr in self.base_lrs]
+            self._alerts.at_bound(self.controller, self.run.history.multipliers(), bases, self.horizon)
 
     def _lrs(self) -> list[float]:
         factor = self._ahead.factor(self._clock.updates, self._clock.horizon)
@@ -355,11 +379,6 @@ class LearnedLR(LRScheduler):
                 f"got horizon None with the base schedule {self.controller.schedule}, expected a constant one: "
                 "a schedule of progress needs a horizon"
             )
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(f"LearnedLR: {message}.", UserWarning, stacklevel=4)
 
 
 def _refuse_chain(caller: CodeType) -> None:

@@ -2,6 +2,7 @@
 
 import torch
 
+from metalr.control.lr import schedule_factor
 from metalr.schedules import Schedule
 
 # Updates in a block. Blocks begin at multiples of this number, so that a resumed run evaluates the same blocks.
@@ -30,5 +31,5 @@ class ScheduleAhead:
         if self._held != (block, horizon):
             updates = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=torch.float64)
             progress = updates / horizon if horizon else torch.zeros_like(updates)
-            self._held, self._factors = (block, horizon), self._schedule(progress).tolist()
+            self._held, self._factors = (block, horizon), schedule_factor(self._schedule, progress).tolist()
         return self._factors[index]

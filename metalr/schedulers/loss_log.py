@@ -1,7 +1,9 @@
 """The losses that a user's loop passes between two decisions, left on their device."""
 
 import math
+import numbers
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,23 +28,10 @@ class LossLog:
             update: count of the updates before the one to which the loss belongs.
 
         Raises:
+            TypeError: the loss is not a number at all.
             ValueError: the loss is not one number.
         """
-        if not isinstance(loss, Tensor):
-            loss = _total(loss)
-        if not isinstance(loss, Tensor):
-            self._entries.append((update, float(loss)))
-            return
-        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. A number
-        # is the quickest copy on a CPU.
-        try:
-            value = loss.item() if loss.is_cpu else loss.detach().reshape(()).clone()
-        except RuntimeError as error:
-            if loss.numel() == 1:
-                raise
-            shape = tuple(loss.shape)
-            raise ValueError(f"got a loss of shape {shape}, expected one number: pass loss.mean()") from error
-        self._entries.append((update, value))
+        self._entries.append((update, one_number(loss)))
 
     def mean(self) -> float:
         """The mean of all the losses; NaN if there are none. It reads the device."""
@@ -71,12 +60,37 @@ class LossLog:
         self._entries = [(int(update), float(loss)) for update, loss in state]
 
 
-def _total(loss: Mapping[str, Tensor | float] | float) -> Tensor | float:
-    if not isinstance(loss, Mapping):
-        return loss
-    if not loss:
-        raise ValueError("got an empty dict of losses, expected at least one: pass the losses of this update")
-    return sum(loss.values())
+def one_number(loss: Any) -> Tensor | float:
+    """A loss as a number, or as a copy on its device.
+
+    Args:
+        loss: a number, an array or tensor of one element, or a dict of them, which counts as their sum.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it has more than one element, or the dict is empty.
+    """
+    if isinstance(loss, Tensor):
+        # A copy: a captured graph writes every loss to the same place, and `loss /= n` changes one afterwards. A number
+        # is the quickest copy on a CPU.
+        if loss.numel() == 1 and not loss.is_complex():
+            return float(loss.item()) if loss.is_cpu else loss.detach().reshape(()).clone()
+    elif isinstance(loss, Mapping):
+        if not loss:
+            raise ValueError("got an empty dict of losses, expected at least one: pass the losses of this update")
+        for part in loss.values():
+            one_number(part)
+        return one_number(sum(loss.values()))
+    elif isinstance(loss, numbers.Real) and not isinstance(loss, bool):
+        return float(loss)
+    elif hasattr(loss, "__array__") and math.prod(loss.shape) == 1 and isinstance(loss.item(), float | int):
+        return float(loss.item())
+    if math.prod(getattr(loss, "shape", ())) != 1:
+        raise ValueError(f"got a loss of shape {tuple(loss.shape)}, expected one number: pass loss.mean()")
+    raise TypeError(
+        f"got a loss of type {type(loss).__name__}, expected a real number, a tensor of one element, or a dict of "
+        "them: pass the loss of this update, or do not call observe"
+    )
 
 
 def _join(losses: list[Tensor | float]) -> list[float] | Tensor:

@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from metalr.optimizers.classic import from_torch
 from metalr.schedulers.param_groups import copy_of
-from metalr.schedulers.shards import local_part, shard_groups, share_of_rank, sum_over_ranks
+from metalr.schedulers.shards import real_part, shard_groups, share_of_rank, sum_over_ranks
 from metalr.schedulers.sums import Number, as_float, compare
 from metalr.signals import stats
 from metalr.signals.stats import UpdateSums
@@ -95,7 +95,7 @@ class OptimizerMeter:
                 continue
             total = torch.zeros(3, device=params[0].device)
             for p in params:
-                row, gradient = (as_float(local_part(t.detach())).reshape(1, -1) for t in (p, p.grad))
+                row, gradient = (as_float(real_part(t.detach())).reshape(1, -1) for t in (p, p.grad))
                 gradient = gradient if scale is None else gradient * scale
                 lr = torch.full((1, 1), group_lr, dtype=row.dtype, device=row.device)
                 step = torch.zeros(1, 1, device=row.device)
@@ -196,7 +196,7 @@ class OptimizerMeter:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from the result of `state`, on the devices of the optimizer's parameters."""
         self.clear()
-        devices = [group["params"][0].device for group in self._groups()]
+        devices = [next((p.device for p in group["params"]), torch.device("cpu")) for group in self._groups()]
         if state["held"] is not None:
             gradients, weights, lrs = state["held"]
             self.held = Held(_on(gradients, devices), _on(weights, devices), list(lrs))
@@ -245,7 +245,7 @@ class OptimizerMeter:
 
     def _momentum(self, index: int) -> list[Tensor]:
         held = [self.optimizer.state[p].get("momentum_buffer") for p in self._measured_params()[index]]
-        return [] if any(buffer is None for buffer in held) else [local_part(buffer) for buffer in held]
+        return [] if any(buffer is None for buffer in held) else [real_part(buffer) for buffer in held]
 
     def _unscale(self) -> Tensor | None:
         """The factor that undoes the loss scale: a fused optimizer under a `GradScaler` sees scaled gradients."""
@@ -261,10 +261,10 @@ class OptimizerMeter:
         return [[p for p in g["params"] if p.grad is not None and not p.grad.is_sparse] for g in self._groups()]
 
     def _gradients(self) -> list[list[Tensor]]:
-        return [[local_part(p.grad) for p in group if p.grad is not None] for group in self._measured_params()]
+        return [[real_part(p.grad) for p in group if p.grad is not None] for group in self._measured_params()]
 
     def _params(self) -> list[list[Tensor]]:
-        return [[local_part(p) for p in group] for group in self._measured_params()]
+        return [[real_part(p.detach()) for p in group] for group in self._measured_params()]
 
     # Sharded parameters
 

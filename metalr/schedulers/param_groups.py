@@ -43,9 +43,15 @@ def write_lr(group: dict[str, Any], lr: float) -> None:
 
 
 def restore_lr(optimizer: Optimizer, constructed: list[float], saved: list[float]) -> None:
-    """Undo the change that constructing the scheduler made to the LRs of an optimizer loaded before."""
-    for group, mine, lr in zip(optimizer.param_groups, constructed, saved, strict=True):
-        if same_number(group["lr"], mine):
+    """Undo the change that constructing the scheduler made to the LRs of an optimizer loaded before.
+
+    Args:
+        optimizer: loaded before or not.
+        constructed: the LRs when the scheduler was made; groups added since have none.
+        saved: the LRs of all groups.
+    """
+    for index, (group, lr) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
+        if index >= len(constructed) or same_number(group["lr"], constructed[index]):
             write_lr(group, lr)
 
 

@@ -1,5 +1,6 @@
 """The torch scheduler of a schedule, `ScheduleLR`, for a user's own loop. It depends on torch alone."""
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -98,14 +99,17 @@ class ScheduleLR(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """The LRs of the coming update; called by `step`."""
         groups = self.optimizer.param_groups
-        adopt_new_groups(self)
-        self._outside += [1.0] * (len(groups) - len(self._outside))
+        self._adopt()
         if self._is_initial:
             return self._initial_lrs()
         for index, group in enumerate(groups):
             self._outside[index] = self._outside_now(index, group["lr"])
         self._factor = self._factor_at(self.last_epoch)
         return [base * outside * self._factor for base, outside in zip(self.base_lrs, self._outside, strict=True)]
+
+    def _adopt(self) -> None:
+        adopt_new_groups(self)
+        self._outside += [1.0] * (len(self.base_lrs) - len(self._outside))
 
     def _initial_lrs(self) -> list[float | Tensor]:
         lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -137,7 +141,8 @@ class ScheduleLR(LRScheduler):
             )
 
     def _factor_at(self, step: int) -> float:
-        return self.schedule(max(step, 0) / self.horizon)
+        factor = self.schedule(max(step, 0) / self.horizon)
+        return factor if 0.0 <= factor < math.inf else 0.0  # an LR below 0 or of no number would destroy the weights
 
     def _notice(self) -> None:
         if self._watch is None:
@@ -172,6 +177,7 @@ class ScheduleLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain numbers and lists, loadable with `weights_only=True`."""
+        self._adopt()
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
@@ -190,6 +196,7 @@ class ScheduleLR(LRScheduler):
         """
         keys = ("last_epoch", "step_count", "base_lrs", "last_lr", "factor", "outside")
         check_state(state_dict, keys, len(self.optimizer.param_groups))
+        self._adopt()
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = int(state_dict["step_count"])
         self.base_lrs = numbers_like(self.base_lrs, state_dict["base_lrs"])
@@ -214,7 +221,7 @@ class _Watch:
 
     def writes_since_last_call(self, optimizer: Optimizer) -> int:
         """In-place writes to the first parameter since the last call; 0 at the first."""
-        now = _writes(optimizer.param_groups[0]["params"][0])
+        now = next((_writes(p) for group in optimizer.param_groups for p in group["params"]), 0)
         found = 0 if self._writes is None else now - self._writes
         self._writes = now
         return found
@@ -232,7 +239,9 @@ class _Watch:
         if 0.0 < factor < min(_SUSPECT_BELOW * self._peak, self._next or self._peak):
             self._next = factor / 2.0
             # Two parameters of each group, because rows of an embedding that a batch does not use do not change either.
-            params = [group["params"][index] for group in optimizer.param_groups for index in (0, -1)]
+            params = [
+                group["params"][index] for group in optimizer.param_groups if group["params"] for index in (0, -1)
+            ]
             self._held = [(p, _some(p).clone(), _writes(p)) for p in params]
         return False
 

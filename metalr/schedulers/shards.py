@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
@@ -12,6 +13,12 @@ from torch.nn import Parameter
 def local_part(tensor: Tensor) -> Tensor:
     """The part of a `DTensor` that lies on this rank; any other tensor itself."""
     return tensor if _is_plain(tensor) or not hasattr(tensor, "to_local") else tensor.to_local()
+
+
+def real_part(tensor: Tensor) -> Tensor:
+    """The part on this rank as real numbers; a complex number counts as two, as it does in the optimizers."""
+    tensor = local_part(tensor)
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def shard_groups(parameters: Iterable[Any]) -> list[dist.ProcessGroup]:

@@ -4,7 +4,7 @@ The format is {"name": "warmup", "length": 0.1, "schedule": {"name": "cosine", .
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from metalr.registry import look_up
@@ -48,6 +48,7 @@ NAMES: dict[type[Schedule], str] = {schedule: name for name, schedule in SCHEDUL
 
 MAX_DEPTH = 8  # levels of nesting; a file must never reach Python's own recursion limit
 MAX_SCHEDULES = 1000  # in one file, including nested ones
+MAX_NUMBERS = 10_000  # in the lists of one file: each costs an operation per evaluation
 
 
 def make(name: str, /, **parameters: Any) -> Schedule:
@@ -93,7 +94,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
         >>> from_config({"name": "step", "every": 0.5})
         Step(every=0.5, gamma=0.1)
     """
-    return _decode(config, MAX_DEPTH, iter(range(MAX_SCHEDULES)))
+    return _decode(config, MAX_DEPTH, _Allowance(MAX_SCHEDULES, MAX_NUMBERS))
 
 
 def _encode(value: Any, depth: int) -> Any:
@@ -116,29 +117,46 @@ def _encode(value: Any, depth: int) -> Any:
     return {"name": NAMES[type(value)], **fields}
 
 
-def _decode(config: Any, depth: int, tickets: Iterator[int]) -> Schedule:
-    """Decode one schedule. Each takes a ticket, so that a few nested lists cannot ask for billions of them."""
+@dataclasses.dataclass
+class _Allowance:
+    """How much more one file may ask for."""
+
+    schedules: int
+    numbers: int
+
+    def take(self, schedules: int = 0, numbers: int = 0) -> None:
+        self.schedules -= schedules
+        self.numbers -= numbers
+        if self.schedules < 0 or self.numbers < 0:
+            raise ValueError(
+                f"got more than {MAX_SCHEDULES} schedules or {MAX_NUMBERS} numbers in their lists in one file, "
+                "expected fewer; use a simpler schedule"
+            )
+
+
+def _decode(config: Any, depth: int, left: _Allowance) -> Schedule:
+    """Decode one schedule, with an allowance, so that a few nested lists cannot ask for billions of them."""
     if not isinstance(config, Mapping):
         raise ValueError(f"got {shown(config)}, expected a dictionary; pass what to_config returned")
     if depth == 0:
         raise ValueError(_too_deep())
-    if next(tickets, None) is None:
-        raise ValueError(f"got more than {MAX_SCHEDULES} schedules in one file, expected fewer; use a simpler schedule")
+    left.take(schedules=1)
     name = config.get("name")
     if not isinstance(name, str) or len(name) > 100:
         raise ValueError(f"got {shown(config)}, expected a 'name' of a schedule; use one of {', '.join(SCHEDULES)}")
     accepted = [field.name for field in dataclasses.fields(look_up(SCHEDULES, name, "schedule"))]
     parameters = {key: value for key, value in config.items() if key != "name"}
     accept_only(list(parameters), accepted, f"schedule {name!r}")
-    return make(name, **{key: _decode_value(value, depth - 1, tickets) for key, value in parameters.items()})
+    return make(name, **{key: _decode_value(value, depth - 1, left) for key, value in parameters.items()})
 
 
-def _decode_value(value: Any, depth: int, tickets: Iterator[int]) -> Any:
+def _decode_value(value: Any, depth: int, left: _Allowance) -> Any:
     """Decode dictionaries into schedules, also within a list. The owner's check decides whether one fits there."""
     if isinstance(value, Mapping):
-        return _decode(value, depth, tickets)
+        return _decode(value, depth, left)
     if isinstance(value, list | tuple) and len(value) <= MAX_ITEMS:
-        return [_decode(item, depth, tickets) if isinstance(item, Mapping) else item for item in value]
+        left.take(numbers=len(value))
+        return [_decode(item, depth, left) if isinstance(item, Mapping) else item for item in value]
     return value
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_the_exported_controller_acts_as_the_policy(agent):
     torch.manual_seed(0)
     for parameter in model.policy.parameters():
         nn.init.normal_(parameter, std=0.3)
-    controller = export_policy(model, transition.config, Constant())
+    controller = export_policy(model)
     observation = 2.0 * torch.rand(500, 1, transition.reset().shape[-1]) - 1.0
     action, _ = model.predict(observation[:, 0].numpy(), deterministic=True)
     expected = torch.as_tensor(action).view(500, 1)
@@ -93,7 +95,7 @@ def test_the_exported_controller_acts_as_the_policy(agent):
 
 def test_an_untrained_ppo_is_its_base_schedule():
     transition = small_transition()
-    controller = export_policy(build_ppo(transition, PPOSettings(), 0), transition.config, Constant())
+    controller = export_policy(build_ppo(transition, PPOSettings(), 0))
     assert bool((controller.act(transition.reset()) == 0.0).all())
 
 
@@ -207,6 +209,48 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+DAMAGE = {
+    "empty progress": ("progress.json", b"", "progress.json, which is damaged"),
+    "progress of nothing": ("progress.json", b"{}", "progress.json, which is damaged"),
+    "progress of something else": ("progress.json", b'{"timesteps": 1, "seconds": "x"}', "which is damaged"),
+    "progress as a list": ("progress.json", b"[]", "which is damaged"),
+    "empty checkpoint": (CHECKPOINT, b"", f"{CHECKPOINT}, which is damaged"),
+    "truncated checkpoint": (CHECKPOINT, None, f"{CHECKPOINT}, which is damaged"),
+    "no checkpoint": (CHECKPOINT, "remove", f"with progress.json but without {CHECKPOINT}"),
+}
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(TINY, folder, tensorboard=False)
+    (folder / CONTROLLER).unlink()  # with it the run would count as finished
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_folder_is_explained(name, a_run, tmp_path):
+    file, content, message = DAMAGE[name]
+    folder = Path(shutil.copytree(a_run, tmp_path / "run"))
+    if content == "remove":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes((folder / file).read_bytes()[:-100] if content is None else content)
+    for use in (lambda: train(read_options(folder), folder, tensorboard=False), lambda: export_folder(folder)):
+        with pytest.raises(ValueError, match=message) as refused:
+            use()
+        assert "remove" in str(refused.value)
+    for path in (CHECKPOINT, "progress.json"):  # the way out
+        (folder / path).unlink(missing_ok=True)
+    train(read_options(folder), folder, tensorboard=False)
+
+
+def test_a_start_that_fails_leaves_the_folder_to_the_corrected_command(tmp_path):
+    with pytest.raises(RuntimeError, match="negative dimension"):
+        train_ppo(small_transition(), tmp_path / "run", settings=PPOSettings(width=-3), budget=Budget(episodes=8))
+    train_ppo(small_transition(), tmp_path / "run", budget=Budget(episodes=8))
+
+
 def test_a_limit_of_time_ends_training_and_still_exports(tmp_path):
     controller = train_ppo(small_transition(), tmp_path / "run", budget=Budget(episodes=10**6, max_seconds=2.0))
     assert isinstance(controller, PolicyController)
@@ -227,7 +271,57 @@ def test_a_policy_that_is_no_tanh_network_is_refused():
     kwargs = {"activation_fn": nn.ReLU}
     model = PPO("MlpPolicy", LRControlVecEnv(transition), n_steps=5, batch_size=40, policy_kwargs=kwargs, device="cpu")
     with pytest.raises(ValueError, match="expected linear layers with tanh between them"):
-        export_policy(model, transition.config, Constant())
+        export_policy(model)
+
+
+def on_wrapped(wrap, **policy_kwargs):
+    from stable_baselines3 import PPO
+
+    from metalr.agents.sb3_vec_env import LRControlVecEnv
+
+    kwargs = {"activation_fn": nn.Tanh, **policy_kwargs}
+    env = wrap(LRControlVecEnv(small_transition()))
+    return PPO("MlpPolicy", env, n_steps=5, batch_size=10, policy_kwargs=kwargs, device="cpu")
+
+
+def test_a_model_behind_normalised_observations_is_refused():
+    from gymnasium.wrappers import NormalizeObservation
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+    from metalr.envs.lr_control import LRControlEnv
+
+    def single(wrap):
+        return DummyVecEnv([lambda: wrap(LRControlEnv("teacher-student", horizon=20, decisions=5))] * 2)
+
+    for wrap in (VecNormalize, lambda env: VecMonitor(VecNormalize(env)), lambda env: VecNormalize(VecMonitor(env))):
+        with pytest.raises(ValueError, match="got a model behind VecNormalize, expected"):
+            export_policy(on_wrapped(wrap))
+    with pytest.raises(ValueError, match="got a model behind NormalizeObservation"):
+        export_policy(on_wrapped(lambda _: single(NormalizeObservation)))
+    for wrap in (lambda env: VecNormalize(env, norm_obs=False), VecMonitor, lambda _: single(lambda env: env)):
+        assert export_policy(on_wrapped(wrap)).decisions == 5
+
+
+def test_a_policy_with_more_than_its_layers_is_refused():
+    from stable_baselines3.common.torch_layers import FlattenExtractor
+
+    class Doubled(FlattenExtractor):
+        def forward(self, observations):
+            return 2.0 * super().forward(observations)
+
+    with pytest.raises(ValueError, match="got a policy with Doubled"):
+        export_policy(on_wrapped(lambda env: env, features_extractor_class=Doubled))
+
+
+def test_a_model_without_its_environment_needs_one(tmp_path):
+    from stable_baselines3 import PPO
+
+    model = on_wrapped(lambda env: env)
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match="without its environment"):
+        export_policy(loaded)
+    assert export_policy(loaded, small_transition()).config() == export_policy(model).config()
 
 
 def test_a_family_gives_several_tasks():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -230,6 +231,23 @@ def test_load_gives_back_what_compare_gave(done: comparison.Comparison) -> None:
     assert {"python", "torch"} <= set(loaded.config["versions"])
     with pytest.raises(ValueError, match="expected a comparison"):
         load(done.folder / "nowhere")
+
+
+def test_a_folder_that_was_written_twice_is_read_as_once(done: comparison.Comparison, tmp_path: Path) -> None:
+    twice = Path(shutil.copytree(done.folder, tmp_path / "twice"))
+    for name in ("records.jsonl", "curves.jsonl"):
+        (twice / name).write_text((done.folder / name).read_text() * 2)
+    loaded = load(twice)
+    assert (loaded.records, loaded.curves) == (done.records, done.curves)
+
+
+def test_a_record_without_its_fields_is_named(done: comparison.Comparison, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(done.folder, tmp_path / "damaged"))
+    first, *rest = lines(done.folder)
+    for record in ({"cell": "a"}, json.loads(first) | {"kind": "odd"}, json.loads(first) | {"more": 1}):
+        (damaged / "records.jsonl").write_text("\n".join([json.dumps(record), *rest, ""]))
+        with pytest.raises(ValueError, match=r"records\.jsonl with a damaged record of .*delete that line"):
+            load(damaged)
 
 
 def test_an_edge_of_the_grid_is_flagged(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ every = pytest.mark.parametrize("name", NAMES)
 learned = pytest.mark.parametrize("name", LEARNED)
 open_loop = pytest.mark.parametrize("name", OPEN)
 breaker_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
+bound_may_speak = pytest.mark.filterwarnings("ignore:LearnedLR. the LR multiplier has been at")
 
 
 # Counting
@@ -352,6 +353,7 @@ def test_bad_losses_at_any_update(name, kind):
 
 
 @breaker_may_speak
+@bound_may_speak
 @pytest.mark.parametrize("kind", BAD)
 @learned
 def test_bad_gradients_at_any_update(name, kind):
