@@ -44,8 +44,8 @@ class Args(harness.Options):
     """Shipped tasks."""
     horizon: int = 400
     """Inner steps."""
-    num_lrs: int = 11
-    """LRs of the grid, log-spaced over three decades."""
+    trials: int = 16
+    """Candidates of everyone, over the LR and what else there is to tune."""
     tuning_seeds: int = 3
     """Runs behind a score."""
     report_seeds: int = 10
@@ -55,7 +55,7 @@ class Args(harness.Options):
 
     def small(self) -> "Args":
         folder = Path("runs/schedule_free-smoke")
-        few: dict[str, Any] = {"horizon": 20, "num_lrs": 2, "tuning_seeds": 1, "report_seeds": 2}
+        few: dict[str, Any] = {"horizon": 20, "trials": 2, "tuning_seeds": 1, "report_seeds": 2}
         return replace(self, tasks=("teacher-student",), folder=folder, **few)
 
 
@@ -63,7 +63,7 @@ def settings_of(args: Args) -> Settings:
     """The schedules and the external optimizers, each with the same number of trials."""
     return Settings(
         contenders=(*_SCHEDULES, *EXTERNAL_CONTENDERS),
-        num_lrs=args.num_lrs,
+        trials=args.trials,
         tuning_seeds=args.tuning_seeds,
         report_seeds=args.report_seeds,
         factors=(1.0,),

@@ -1,6 +1,7 @@
 """Records become rows of tables: the two result tables, the wrong base LR, time to target.
 
-The two result tables never mix: each reads the losses of its own `Criterion` alone. Only fresh seeds are reported.
+The two result tables never mix: each reads the losses of its own `Criterion` alone. Only fresh seeds are reported, and
+every loss is a scored one, see `RunRecord.scored`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from metalr.compare import statistics
+from metalr.compare.calibrated import NAME as CALIBRATED
 from metalr.compare.contenders import Kind
 from metalr.compare.run_record import RunCurve, RunRecord
 from metalr.compare.selection import (
@@ -67,10 +69,12 @@ class WrongBaseRow:
 
     Attributes:
         contender: who.
-        factor: of the base LR; None for a reference.
+        factor: of the base LR; None for a reference and for a contender that ignores the guess.
         loss: the statistic of the final losses.
         regret: paired median against the tuned best.
+        over_best: paired median ratio to the tuned best.
         over_cosine: paired median ratio to tuned cosine; None where cosine was not tuned.
+        over_calibrated: paired median ratio to the calibrated setting; None where there is none.
         num_runs, diverged, no_progress: how many runs, and how many of them failed in which way.
     """
 
@@ -78,7 +82,9 @@ class WrongBaseRow:
     factor: float | None
     loss: Interval
     regret: Interval
+    over_best: Interval
     over_cosine: Interval | None
+    over_calibrated: Interval | None
     num_runs: int
     diverged: int
     no_progress: int
@@ -123,7 +129,7 @@ def result_table(records: Sequence[RunRecord], task: str, criterion: Criterion) 
 def _result_row(
     runs: Sequence[RunRecord], best: Mapping[int, float], criterion: Criterion, trials: int, on_edges: list[str]
 ) -> ResultRow:
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     reference = [best[run.seed] for run in runs]
     return ResultRow(
         contender=runs[0].contender,
@@ -155,7 +161,7 @@ def ratios_to_best(records: Sequence[RunRecord], task: str, contender: str, crit
     runs = chosen_runs(records, task, contender, criterion)
     if not runs:
         return []
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     return np.exp(statistics.log_ratio(losses, [best[run.seed] for run in runs])).tolist()
 
 
@@ -185,7 +191,10 @@ def wrong_base_table(
     for name in contenders_of(records, task, "wrong-base") if contenders is None else contenders:
         found = select(records, task=task, contender=name, phase="wrong-base")
         for factor in sorted({run.base_lr_factor for run in found}):
-            groups.append((name, factor, [run for run in found if run.base_lr_factor == factor]))
+            runs = [run for run in found if run.base_lr_factor == factor]
+            groups.append((name, None if runs[0].kind is Kind.FIXED else factor, runs))
+    if calibrated := untuned_runs(records, task, CALIBRATED):
+        references[CALIBRATED] = calibrated
     losses = {name: _loss_by_seed(runs, criterion) for name, runs in references.items()}
     return [_wrong_base_row(name, factor, runs, losses, statistic, criterion) for name, factor, runs in groups]
 
@@ -198,15 +207,17 @@ def _wrong_base_row(
     statistic: Callable[[Any], Any],
     criterion: Criterion,
 ) -> WrongBaseRow:
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     paired = {reference: [by_seed[run.seed] for run in runs] for reference, by_seed in references.items()}
-    cosine = paired.get("tuned cosine")
+    over = {reference: statistics.paired_ratio(losses, values) for reference, values in paired.items()}
     return WrongBaseRow(
         contender=name,
         factor=factor,
         loss=statistics.bootstrap(losses, statistic),
         regret=statistics.bootstrap(statistics.regret(losses, paired["tuned best"]), statistics.median),
-        over_cosine=None if cosine is None else statistics.paired_ratio(losses, cosine),
+        over_best=over["tuned best"],
+        over_cosine=over.get("tuned cosine"),
+        over_calibrated=over.get(CALIBRATED),
         num_runs=len(runs),
         diverged=sum(run.diverged for run in runs),
         no_progress=sum(run.no_progress for run in runs),
@@ -222,7 +233,7 @@ def time_table(
     schedule where they were not trained. A curve has a point at each decision.
     """
     by, watched = target_setter(records, task, criterion), criterion.selected_on
-    target = float(statistics.median([run.loss(watched) for run in chosen_runs(records, task, by, criterion)]))
+    target = float(statistics.median([run.scored(watched) for run in chosen_runs(records, task, by, criterion)]))
     rows = []
     for name in contenders_of(records, task):
         found = [curves[run.key] for run in chosen_runs(records, task, name, criterion) if run.key in curves]
@@ -234,4 +245,4 @@ def time_table(
 
 
 def _loss_by_seed(runs: Sequence[RunRecord], criterion: Criterion) -> dict[int, float]:
-    return {run.seed: run.loss(criterion.reported_on) for run in runs}
+    return {run.seed: run.scored(criterion.reported_on) for run in runs}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metalr.compare import selection
+from metalr.compare.calibrated import NAME as CALIBRATED
 from metalr.compare.comparison import Comparison
 from metalr.compare.contenders import Kind
 from metalr.compare.run_record import Phase
@@ -34,7 +35,10 @@ def all_grids(comparison: Comparison) -> list[Grid]:
 
 
 def _wrong_base_grids(comparison: Comparison, task: str) -> list[Grid]:
-    return [tables.wrong_base_grid(comparison, task, shown=shown) for shown in (tables.LOSS, tables.REGRET)]
+    shown = [tables.LOSS, tables.REGRET]
+    if selection.untuned_runs(comparison.records, task, CALIBRATED):
+        shown.append(tables.OVER_CALIBRATED)
+    return [tables.wrong_base_grid(comparison, task, shown=column) for column in shown]
 
 
 def _reached(comparison: Comparison, task: str, phase: Phase) -> bool:
@@ -65,10 +69,10 @@ def wrong_base_text(comparison: Comparison, task: str | None = None, contenders:
 def settings_line(comparison: Comparison) -> str:
     """One sentence about the budget."""
     s = comparison.settings
+    more = f", {s.extension} more for everyone where a best LR lies on an edge" if s.extension else ""
     return (
-        f"{s.num_trials} trials for each tuned contender ({s.num_lrs} LRs x {s.draws}, "
-        f"x{s.lr_range[0]:.3g} to x{s.lr_range[1]:.3g} of the base LR), {s.tuning_seeds} tuning seeds, "
-        f"{s.report_seeds} fresh seeds."
+        f"{s.trials} trials for each tuned contender over its LR (x{s.lr_range[0]:.3g} to x{s.lr_range[1]:.3g} of the "
+        f"base LR) and its parameters{more}; {s.tuning_seeds} tuning seeds, {s.report_seeds} fresh seeds."
     )
 
 
@@ -179,7 +183,7 @@ def _json(value: Any) -> str:
 
 
 def _trials(comparison: Comparison) -> list[str]:
-    """Score of every trial, folded away: the grid is published with the result."""
+    """Score of every trial, folded away: the search is published with the result."""
     parts = []
     for task in comparison.tasks:
         for name in selection.contenders_of(comparison.records, task, "tuning"):

@@ -11,7 +11,10 @@ from metalr.compare.selection import Criterion
 from metalr.compare.statistics import Interval
 from metalr.reports.text_table import Cell, Estimate, Grid
 
-_FAILURES = "div: diverged runs. idle: runs without progress (final train loss above 0.9 of the untrained loss)."
+_FAILURES = (
+    "div: diverged runs, which count with the loss of the untrained net. idle: runs without progress (final train loss "
+    "above 0.9 of the untrained loss). A loss below 1e-3 of the untrained one counts as that."
+)
 
 
 def number(value: float | None) -> str:
@@ -107,6 +110,10 @@ class WrongBaseColumn:
 
 
 LOSS = WrongBaseColumn("final {split} loss", "interquartile mean", lambda row: row.loss, number, with_failures=True)
+OVER_BEST = WrongBaseColumn("{split} loss ratio", "loss / tuned best's, paired median", lambda row: row.over_best)
+OVER_CALIBRATED = WrongBaseColumn(
+    "{split} loss ratio", "loss / calibrated setting's, paired median", lambda row: row.over_calibrated
+)
 REGRET = WrongBaseColumn(
     "regret, {split} loss", "log(loss / tuned best), floored at 0, paired median", lambda row: row.regret
 )
@@ -127,16 +134,17 @@ def wrong_base_grid(
         task: its name.
         contenders: in this order; None for all.
         criterion: see `results.wrong_base_table`.
-        shown: `LOSS`, `REGRET` or `OVER_COSINE`.
+        shown: `LOSS`, `REGRET`, `OVER_BEST`, `OVER_CALIBRATED` or `OVER_COSINE`.
     """
     rows = results.wrong_base_table(comparison.records, task, contenders, criterion=criterion)
     factors = sorted({row.factor for row in rows if row.factor is not None})
     by_name: dict[str, dict[float | None, WrongBaseRow]] = {}
     for row in rows:
         by_name.setdefault(row.contender, {})[row.factor] = row
+    more = f" (or {comparison.settings.extension} more)" if comparison.settings.extension else ""
     notes = [
         f"{shown.statistic} [95 %] over {comparison.settings.report_seeds} fresh seeds; contenders at their default "
-        f"parameters. The tuned rows have had {comparison.settings.num_trials} trials and are the same in every column."
+        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more} and are the same in every column."
     ]
     if shown.with_failures:
         notes += [note for name, found in by_name.items() for note in _failures(name, found)]
@@ -184,7 +192,10 @@ def time_grid(comparison: Comparison, task: str) -> Grid:
 
 
 def trials_grid(comparison: Comparison, task: str, contender: str) -> Grid:
-    """Mean train and valid loss of every trial of one contender over the tuning seeds; the winners are marked."""
+    """Train and valid loss of every trial of one contender, geometric means over the tuning seeds.
+
+    The winners are marked.
+    """
     runs = selection.tuning_runs(comparison.records, task, contender)
     first = {run.trial: run for run in reversed(runs)}
     scores = {c: selection.trial_scores(comparison.records, task, contender, c) for c in Criterion}
