@@ -117,7 +117,7 @@ def train_batch(
     runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
     decisions = first.controller(parameters, task.horizon).decisions
-    untrained = {split: runs.evaluate(split, EXAMPLES).loss.tolist() for split in SPLITS}
+    untrained: dict[str, list[float]] = {split: runs.evaluate(split, EXAMPLES).loss.tolist() for split in SPLITS}
     if first.trains_alone:
         intervals = _train_one_by_one(runs, batch, decisions, curves)
     else:
@@ -186,7 +186,10 @@ def _train_one_by_one(
 
 
 def _records(
-    batch: Sequence[PlannedRun], contenders: Mapping[str, Contender], runs: BatchedRuns, untrained: Mapping[str, list[float]]
+    batch: Sequence[PlannedRun],
+    contenders: Mapping[str, Contender],
+    runs: BatchedRuns,
+    untrained: Mapping[str, list[float]],
 ) -> list[RunRecord]:
     evaluations = {split: runs.evaluate(split, EXAMPLES) for split in SPLITS}
     losses = {split: evaluation.loss.tolist() for split, evaluation in evaluations.items()}

@@ -172,7 +172,9 @@ _SCHEDULES = [
         initial_variance=Range(0.1, 0.003, 1.0, log=True),
         num_periods=_PERIODS,
     ),
-    _schedule("k-decay", "polynomial decay in progress ** k", "k-decay", k=Range(1.5, 0.5, 8.0, log=True), floor=_FLOOR),
+    _schedule(
+        "k-decay", "polynomial decay in progress ** k", "k-decay", k=Range(1.5, 0.5, 8.0, log=True), floor=_FLOOR
+    ),
     _schedule(
         "tanh",
         "flat, a smooth fall, flat",

@@ -10,7 +10,7 @@ that the same seed has in the engine. Needs their packages when a run is made an
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,9 +211,7 @@ class LoneRun:
         self._mode(training=False)
         diverged = torch.full_like(state.diverged, self.diverged)
         shown = self.averager.averaged_model.params if self.averager else self.params
-        self.runs.state = state._replace(
-            params=shown.detach().clone(), step=state.step + num_steps, diverged=diverged
-        )
+        self.runs.state = state._replace(params=shown.detach().clone(), step=state.step + num_steps, diverged=diverged)
         return math.inf if self.diverged else sum(losses) / len(losses)
 
     def _step(self, batch: tuple[Tensor, Tensor], lr: float) -> float:
@@ -225,7 +223,8 @@ class LoneRun:
         clip_norm = self.runs.task.optimizer.clip_norm
         if clip_norm is not None:
             nn.utils.clip_grad_norm_([self.params], clip_norm)
-        self.optimizer.step(**({"loss": loss.detach()} if self.entry.takes_loss else {}))
+        step: Callable[..., Any] = self.optimizer.step
+        step(**({"loss": loss.detach()} if self.entry.takes_loss else {}))
         if self.averager:
             self.averager.step()
         return loss.item()

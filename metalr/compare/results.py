@@ -4,6 +4,7 @@ The two result tables never mix: each reads the losses of its own `Criterion` al
 every loss is a scored one, see `RunRecord.scored`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from metalr.compare.selection import (
     chosen_runs,
     contenders_of,
     edges,
+    kinds_of,
     select,
     target_setter,
     trial_scores,
@@ -107,6 +109,40 @@ class TimeRow:
     target_by: str
     median: float
     reached: float
+
+
+@dataclass(frozen=True)
+class PriceRow:
+    """The price of tuning a contender.
+
+    Attributes:
+        contender, kind: who.
+        loss: number of trials -> interquartile mean of the reported losses.
+        over_best: number of trials -> paired median ratio to the tuned best, which has had all its trials.
+    """
+
+    contender: str
+    kind: Kind
+    loss: dict[int, Interval]
+    over_best: dict[int, Interval]
+
+
+@dataclass(frozen=True)
+class AverageRow:
+    """A contender over several tasks.
+
+    Attributes:
+        contender: who.
+        mean, without_ruling: geometric mean of its ratios, over all tasks and over those that do not rule.
+        median: over all tasks.
+        ratios: task -> ratio to the task's tuned best.
+    """
+
+    contender: str
+    mean: float
+    without_ruling: float
+    median: float
+    ratios: dict[str, float]
 
 
 def result_table(records: Sequence[RunRecord], task: str, criterion: Criterion) -> list[ResultRow]:
@@ -242,6 +278,74 @@ def time_table(
             median, reached = float(statistics.median(times)), float(np.isfinite(times).mean())
             rows.append(TimeRow(name, target, by, median, reached))
     return sorted(rows, key=lambda row: (row.median, -row.reached))
+
+
+def price_table(
+    records: Sequence[RunRecord], task: str, criterion: Criterion, counts: Sequence[int] = (1, 4, 16, 64)
+) -> list[PriceRow]:
+    """Reported loss against the number of trials: what tuning costs each contender, a row for each.
+
+    After n trials the best of the first n by its tuning score is reported, on fresh seeds.
+
+    Args:
+        records: of a comparison.
+        task: its name.
+        criterion: which loss chooses, and which is reported.
+        counts: numbers of trials, `Settings.price_at`; one whose winner was not reported is left out. All of the
+            trials are always there.
+    """
+    best = _loss_by_seed(tuned_best_runs(records, task, criterion), criterion)
+    rows = []
+    for name in contenders_of(records, task, "tuning"):
+        total = len(trial_scores(records, task, name, criterion))
+        loss, over_best = {}, {}
+        for count in sorted({*(n for n in counts if n < total), total}):
+            runs = chosen_runs(records, task, name, criterion, first=count)
+            losses = [run.scored(criterion.reported_on) for run in runs if run.seed in best]
+            if losses:
+                loss[count] = statistics.bootstrap(losses)
+                over_best[count] = statistics.paired_ratio(losses, [best[run.seed] for run in runs])
+        if loss:
+            rows.append(PriceRow(name, kinds_of(records)[name], loss, over_best))
+    return sorted(rows, key=lambda row: row.loss[max(row.loss)].value)
+
+
+def average_table(ratios: Mapping[str, Mapping[str, float]]) -> tuple[list[AverageRow], list[str]]:
+    """Ratios to each task's tuned best, averaged over the tasks with and without those that rule the average.
+
+    A task rules when its share of all log ratios is more than twice an equal share: contenders are then ranked by that
+    task and by little else.
+
+    Args:
+        ratios: contender -> task -> ratio.
+
+    Returns:
+        A row for each contender, the lowest geometric mean first, and the names of the tasks that rule.
+
+    Example:
+        >>> rows, ruling = average_table({"a": {"t": 1.0, "u": 1.0, "v": 9.0}, "b": {"t": 1.1, "u": 1.0, "v": 1.0}})
+        >>> ruling, [(row.contender, round(row.mean, 2), row.without_ruling) for row in rows]
+        (['v'], [('b', 1.03, 1.0488088481701516), ('a', 2.08, 1.0)])
+    """
+    logs = {name: {task: math.log(max(ratio, 1e-300)) for task, ratio in own.items()} for name, own in ratios.items()}
+    tasks = list(dict.fromkeys(task for own in logs.values() for task in own))
+    weight = {task: sum(abs(own.get(task, 0.0)) for own in logs.values()) for task in tasks}
+    ruling = [task for task in tasks if weight[task] * len(tasks) > 2.0 * sum(weight.values())]
+
+    def mean(values: list[float]) -> float:
+        return math.exp(sum(values) / len(values)) if values else math.nan
+
+    rows = [
+        AverageRow(
+            contender=name,
+            mean=mean(list(own.values())),
+            without_ruling=mean([value for task, value in own.items() if task not in ruling]),
+            median=math.exp(float(np.median(list(own.values())))),
+            ratios=dict(ratios[name]),
+        )
+        for name, own in logs.items()
+    ]
+    return sorted(rows, key=lambda row: row.mean), ruling
 
 
 def _loss_by_seed(runs: Sequence[RunRecord], criterion: Criterion) -> dict[int, float]:

@@ -49,16 +49,18 @@ class Range:
 
     def at(self, share: float) -> float:
         """The value at a share of the range, in [0, 1)."""
-        if self.whole:
-            low, high = self.low - 0.5, self.high + 0.5
-            value = low * (high / low) ** share if self.log else low + (high - low) * share
-            return min(max(round(value), int(self.low)), int(self.high))
-        return _rounded(self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share)
+        low, high = self._ends()
+        value = low * (high / low) ** share if self.log else low + (high - low) * share
+        return min(max(round(value), int(self.low)), int(self.high)) if self.whole else _rounded(value)
+
+    def _ends(self) -> tuple[float, float]:
+        """A whole number has half a unit on either side."""
+        return (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
 
     def share_of_default(self) -> float:
         """Where the default lies, in [0, 1); at the end next to it if it lies outside."""
         value = min(max(self.default, self.low), self.high)
-        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        low, high = self._ends()
         share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
         return min(share, 1.0 - 1.0 / _RESOLUTION)
 
@@ -137,7 +139,10 @@ def _drawn(space: Space, skipped: int, count: int, seed: int) -> list[dict[str, 
     # the first 3, 15 or 63 other points fill every fourth, sixteenth or sixty-fourth of the LR range once.
     onto = torch.tensor([int(dimension.share_of_default() * _RESOLUTION) for dimension in space.values()])
     shares = ((drawn ^ drawn[0] ^ onto)[skipped:].double() / _RESOLUTION).tolist()
-    return [{name: dimension.at(share) for (name, dimension), share in zip(space.items(), row, strict=True)} for row in shares]
+    return [
+        {name: dimension.at(share) for (name, dimension), share in zip(space.items(), row, strict=True)}
+        for row in shares
+    ]
 
 
 def _rounded(value: float) -> float:

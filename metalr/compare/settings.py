@@ -63,8 +63,8 @@ class Settings:
         low, high = self.lr_range
         if not 0.0 < low <= 1.0 <= high < float("inf") or low == high:
             raise ValueError(
-                f"got LRs in {self.lr_range}, expected a range 0 < low <= 1 <= high of factors of the base LR, which is "
-                "the first trial: pass for example lr_range=(0.03, 30)"
+                f"got LRs in {self.lr_range}, expected a range 0 < low <= 1 <= high of factors of the base LR, which "
+                "is the first trial: pass for example lr_range=(0.03, 30)"
             )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"got dtype {self.dtype!r}, expected 'float32' or 'float64'")
@@ -96,6 +96,4 @@ def trials_of(contender: Contender, settings: Settings) -> list[tuple[dict[str, 
         >>> [round(factor, 3) for _, factor in trials_of(get_contender("constant"), Settings(trials=4))]
         [1.0, 0.448, 0.176, 12.642]
     """
-    return lr_trials(
-        contender.space, settings.trials, settings.lr_range, settings.seed, extension=settings.extension
-    )
+    return lr_trials(contender.space, settings.trials, settings.lr_range, settings.seed, extension=settings.extension)

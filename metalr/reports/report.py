@@ -30,8 +30,15 @@ def all_grids(comparison: Comparison) -> list[Grid]:
         if _reached(comparison, task, "wrong-base"):
             found += _wrong_base_grids(comparison, task)
         if _reached(comparison, task, "report"):
-            found.append(tables.time_grid(comparison, task))
-    return found
+            found += [tables.price_grid(comparison, task), tables.time_grid(comparison, task)]
+    return found + _average_grids(comparison)
+
+
+def _average_grids(comparison: Comparison) -> list[Grid]:
+    """The averages over several tasks, once all of them are finished."""
+    if len(comparison.tasks) < 2 or not all(_reached(comparison, task, "report") for task in comparison.tasks):
+        return []
+    return [tables.average_grid(comparison, criterion) for criterion in Criterion]
 
 
 def _wrong_base_grids(comparison: Comparison, task: str) -> list[Grid]:
@@ -142,7 +149,7 @@ def html(comparison: Comparison, path: str | Path) -> Path:
     for task in comparison.tasks:
         parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(comparison, task)]
     if all(_reached(comparison, task, "report") for task in comparison.tasks):
-        parts.append("<h2>Profiles over all tasks</h2>")
+        parts += ["<h2>All tasks</h2>", *map(text_table.as_html, _average_grids(comparison))]
         parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in Criterion]
         parts.append(_picture(figures.time_profile_figure(comparison)))
     parts += ["<h2>Every setting</h2>", _json(comparison.config), "<h2>Every trial</h2>", *_trials(comparison)]
@@ -167,7 +174,7 @@ def _task_parts(comparison: Comparison, task: str) -> list[str]:
         learned = selection.select(comparison.records, task=task, kind=Kind.LEARNED, phase="wrong-base")
         names = dict.fromkeys(record.contender for record in learned)
         parts += [_picture(figures.repair_figure(comparison, name, task)) for name in names]
-    return [*parts, text_table.as_html(tables.time_grid(comparison, task))]
+    return [*parts, *map(text_table.as_html, (tables.price_grid(comparison, task), tables.time_grid(comparison, task)))]
 
 
 def _picture(drawn: Any) -> str:

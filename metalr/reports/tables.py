@@ -144,7 +144,8 @@ def wrong_base_grid(
     more = f" (or {comparison.settings.extension} more)" if comparison.settings.extension else ""
     notes = [
         f"{shown.statistic} [95 %] over {comparison.settings.report_seeds} fresh seeds; contenders at their default "
-        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more} and are the same in every column."
+        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more}; they, and whoever ignores the "
+        "guess, are the same in every column."
     ]
     if shown.with_failures:
         notes += [note for name, found in by_name.items() for note in _failures(name, found)]
@@ -189,6 +190,45 @@ def time_grid(comparison: Comparison, task: str) -> Grid:
         else "No curves were recorded."
     )
     return Grid(f"{task}: inner steps to the target", ["contender", "median steps", "reached"], cells, [note])
+
+
+def price_grid(comparison: Comparison, task: str, criterion: Criterion = Criterion.TRAIN) -> Grid:
+    """The price of tuning: reported loss after 1, 4, 16, 64 trials."""
+    rows = results.price_table(comparison.records, task, criterion, comparison.settings.price_at)
+    counts = sorted({count for row in rows for count in row.loss})
+    cells: list[list[Cell]] = [
+        [row.contender, *(interval(row.loss[count]) if count in row.loss else "-" for count in counts)] for row in rows
+    ]
+    note = (
+        f"interquartile mean [95 %] of the {criterion.reported_on} loss over {comparison.settings.report_seeds} fresh "
+        f"seeds, of the best of the first trials by its {criterion.selected_on} loss on "
+        f"{comparison.settings.tuning_seeds} tuning seeds. The first trial is the defaults at the base LR."
+    )
+    header = ["contender", *(f"{count} trial{'s' if count > 1 else ''}" for count in counts)]
+    return Grid(f"{task}: the price of tuning", header, cells, [note])
+
+
+def average_grid(comparison: Comparison, criterion: Criterion) -> Grid:
+    """Ratios to the tuned best of every task, with their mean with and without the tasks that rule it."""
+    ratios: dict[str, dict[str, float]] = {}
+    for task in comparison.tasks:
+        own = [record for record in comparison.records if record.task == task]
+        for row in results.result_table(own, task, criterion):
+            name = row.contender if row.trials or row.kind is not Kind.LEARNED else f"{row.contender}, untuned"
+            ratios.setdefault(name, {})[task] = row.over_best.value
+    averages, ruling = results.average_table(ratios)
+    without = ["without ruling"] if ruling else []
+    cells: list[list[Cell]] = []
+    for average in averages:
+        means = [average.mean, *([average.without_ruling] if ruling else []), average.median]
+        by_task = [average.ratios.get(task) for task in comparison.tasks]
+        shown = ["-" if value is None else _three_decimals(value) for value in (*means, *by_task)]
+        cells.append([average.contender, *shown])
+    notes = ["loss / tuned best's, paired median over fresh seeds; mean: geometric mean over the tasks."]
+    if ruling:
+        notes.append(f"Ruling the mean, with more than twice an equal share of all log ratios: {', '.join(ruling)}.")
+    header = ["contender", "mean", *without, "median", *comparison.tasks]
+    return Grid(f"All tasks: {criterion.label}", header, cells, notes)
 
 
 def trials_grid(comparison: Comparison, task: str, contender: str) -> Grid:

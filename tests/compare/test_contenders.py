@@ -103,9 +103,7 @@ def test_external_optimizers_fit_where_their_inner_optimizer_is_the_tasks() -> N
     }
     assert fitting["momentum"] == {"schedule-free-sgd", "d-adaptation-sgd", "dog", "mechanic-sgd", "momo"}
     assert fitting["sgd"] == fitting["momentum"]
-    assert fitting["adamw"] == {
-        *("schedule-free-adamw", "prodigy", "d-adaptation-adam", "mechanic-adamw", "momo-adam")
-    }
+    assert fitting["adamw"] == {*("schedule-free-adamw", "prodigy", "d-adaptation-adam", "mechanic-adamw", "momo-adam")}
     assert fitting["adam"] == fitting["adamw"]
     assert fitting["rmsprop"] == set()
 

@@ -8,7 +8,11 @@ import torch
 from metalr.compare.catalog import CONTENDERS
 from metalr.compare.search import Choice, Range, lr_trials, points
 
-SPACE = {"floor": Range(0.0, 1e-3, 0.3, log=True), "every": Range(3, 1, 4, whole=True), "shape": Choice("b", ("a", "b"))}
+SPACE = {
+    "floor": Range(0.0, 1e-3, 0.3, log=True),
+    "every": Range(3, 1, 4, whole=True),
+    "shape": Choice("b", ("a", "b")),
+}
 LRS = (1.0 / 32.0, 32.0)
 
 
