@@ -1,30 +1,35 @@
 """Which classic schedule is best on which shipped task, and how much does the choice matter once each is tuned?
 
-Every entry of `CONTENDERS` (schedules, reactive rules, hypergradient descent, Lookahead) on every shipped task that
-needs no download, with the same number of trials over the same LR grid, reported on fresh seeds, in two tables that
-never mix, with four optimizers setting each task's target.
+Every entry of `CONTENDERS` (schedules, reactive rules, hypergradient descent, Lookahead), the calibrated setting and
+the optimizers of other packages that are installed, on every shipped task that needs no download. Everyone has the same
+number of trials over the LR and its own parameters, and as many more on a task where the best LR of anyone lies on an
+edge of the range; reported on fresh seeds, in two tables that never mix, with the price of tuning and with four
+optimizers setting each task's target.
 
+    pip install 'metalr[optimizers]'
     python -m experiments.all_schedules
 
-Expected: tuned on train loss, the schedules that decay to (almost) zero are within a few percent of each other, and
-constant, step and one-decade drops are behind them; no schedule is best on all tasks; no reactive rule beats the tuned
-best schedule.
+Expected: with their own parameters tuned too, schedules that decay to a floor are within a few percent of each other on
+most tasks, and step and constant behind them by less than a factor of two; no schedule is best on all tasks; no
+reactive rule beats the tuned best schedule; one trial costs the most where the train loss ends near zero.
 
-Found: on mnist1d-mlp so it is (most decays end at 0.99 to 1.08 times the tuned best's train loss, constant at 1.12,
-step at 1.17). Elsewhere the first expectation fails: on digits-mlp, whose train loss ends near zero, cosine and linear
-are at 2.8 and 3.4 and constant at 0.88; on the noisy quadratic cosine is at 2.0. Good everywhere is a plateau with a
-fall: on average over the seven tasks wsd-linear has 1.00, the other WSDs 1.03, constant 1.18, cosine and linear 1.36,
-step 2.1. On the test loss all are closer (WSD 1.00 to 1.02, cosine 1.13, constant 1.16). One rule beats the tuned best
-once (GreedyLR on bytes-transformer, 0.97 of train loss from five seeds); on average the rules have 1.19 to 2.4. A
+Found, with the LR alone tuned (11 LRs, the committed records): on mnist1d-mlp most decays end at 0.99 to 1.08 times the
+tuned best's train loss, constant at 1.12, step at 1.17; on digits-mlp, whose train loss ends near zero, cosine and
+linear are at 2.8 and 3.4 and constant at 0.88; on the noisy quadratic cosine is at 2.0. Good everywhere is a plateau
+with a fall: on average over the seven tasks wsd-linear has 1.00, the other WSDs 1.03, constant 1.18, cosine and linear
+1.36, step 2.1. On the test loss all are closer (WSD 1.00 to 1.02, cosine 1.13, constant 1.16). One rule beats the tuned
+best once (GreedyLR on bytes-transformer, 0.97 of train loss from five seeds); on average the rules have 1.19 to 2.4. A
 constant LR under Lookahead or with hypergradient descent is about as good as WSD (1.03 on train; 1.01 and 1.07 on
-test). The two quadratics have no noise: their seeds are all the same run. bytes-transformer is costly: seven LRs, one
-tuning seed and five fresh seeds there, for everyone.
+test). The two quadratics have no noise: their seeds are all the same run. bytes-transformer is costly: one tuning seed
+and five fresh seeds there, for everyone.
 
-About an hour of one CPU core, half of it for bytes-transformer. The run folders are `runs/all_schedules` and
-`runs/all_schedules-bytes-transformer`; a stopped run resumes from them. Every run's record is published beside the
-summary as `all_schedules-runs.jsonl.gz`.
+About three hours of one CPU core, a third of it for bytes-transformer and half an hour for the optimizers of other
+packages, which train one run at a time (`--no-external` leaves them out). The run folders are `runs/all_schedules` and
+`runs/all_schedules-bytes-transformer`; a stopped run resumes from them, and every trial is a line in their
+records.jsonl. Every run's record is published beside the summary as `all_schedules-runs.jsonl.gz`.
 """
 
+import importlib.util
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +38,10 @@ from typing import Any
 from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.compare import results
+from metalr.compare.catalog import CONTENDERS
 from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.external_optimizers import EXTERNAL_OPTIMIZERS
+from metalr.compare.results import PriceRow
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
 from metalr.reports import figures, report
@@ -41,8 +49,8 @@ from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
 NAME = "all_schedules"
-# Where a step is costly: fewer trials (still the same for everyone), fewer seeds, fewer steps.
-_COSTLY: dict[str, dict[str, Any]] = {"bytes-transformer": {"num_lrs": 7, "tuning_seeds": 1, "report_seeds": 5}}
+# Where a step is costly: fewer seeds, fewer steps, as many trials.
+_COSTLY: dict[str, dict[str, Any]] = {"bytes-transformer": {"tuning_seeds": 1, "report_seeds": 5}}
 _HORIZONS = {"quadratic": 100, "noisy-quadratic": 300, "digits-cnn": 100, "mnist1d-cnn": 100, "bytes-transformer": 100}
 _SHOWN = ("wsd-linear", "hold-then-linear", "rex", "linear", "cosine", "one-cycle", "constant", "step")
 
@@ -64,10 +72,12 @@ class Args(harness.Options):
     """Shipped tasks."""
     horizon: int = 400
     """Inner steps where a task is not shortened for its cost."""
-    num_lrs: int = 11
-    """LRs of the grid, log-spaced over three decades."""
-    draws: int = 1
-    """Parameter settings of every contender."""
+    trials: int = 16
+    """Candidates of everyone, over the LR and its own parameters together."""
+    extension: int = 8
+    """More candidates of everyone on a task where the best LR of anyone lies on an edge of the range."""
+    external: bool = True
+    """Also optimizers of other packages, those that are installed."""
     tuning_seeds: int = 3
     """Runs behind a score."""
     report_seeds: int = 10
@@ -79,7 +89,7 @@ class Args(harness.Options):
 
     def small(self) -> "Args":
         folder = Path("runs/all_schedules-smoke")
-        few: dict[str, Any] = {"num_lrs": 2, "tuning_seeds": 1, "report_seeds": 2}
+        few: dict[str, Any] = {"trials": 2, "extension": 1, "tuning_seeds": 1, "report_seeds": 2}
         return replace(self, tasks=("quadratic", "teacher-student"), folder=folder, **few)
 
 
@@ -89,12 +99,17 @@ def tasks_of(args: Args) -> list[Task]:
     return [make_task(name, horizon=20 if args.smoke else horizon) for name, horizon in horizons.items()]
 
 
+def installed() -> list[str]:
+    """The optimizers of other packages whose packages are there."""
+    return [name for name, entry in EXTERNAL_OPTIMIZERS.items() if importlib.util.find_spec(entry.package)]
+
+
 def settings_of(args: Args) -> Settings:
     """Every contender, each with the same number of trials."""
     return Settings(
-        contenders=None,
-        num_lrs=args.num_lrs,
-        draws=args.draws,
+        contenders=(*CONTENDERS, *(installed() if args.external else ())),
+        trials=args.trials,
+        extension=args.extension,
         tuning_seeds=args.tuning_seeds,
         report_seeds=args.report_seeds,
         factors=(),
@@ -121,9 +136,11 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
     """A row for each task, table and contender."""
     rows = []
     for task in comparison.tasks:
-        times = {row.contender: row for row in results.time_table(comparison.records, comparison.curves, task)}
+        own = [record for record in comparison.records if record.task == task]
+        times = {row.contender: row for row in results.time_table(own, comparison.curves, task)}
         for criterion in Criterion:
-            for row in results.result_table(comparison.records, task, criterion):
+            prices = {row.contender: row for row in results.price_table(own, task, criterion)}
+            for row in results.result_table(own, task, criterion):
                 time = times.get(row.contender)
                 numbers = {
                     "base_lr": row.base_lr,
@@ -135,6 +152,8 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
                     "over_best": row.over_best.value,
                     "steps_to_target": time.median if time else math.inf,
                 }
+                if row.contender in prices:
+                    numbers |= price_columns(prices[row.contender])
                 if row.test_metric is not None:
                     numbers["test_metric"] = row.test_metric
                 rows.append(
@@ -157,18 +176,53 @@ def summary(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
+def price_columns(price: PriceRow) -> dict[str, float]:
+    """Loss and ratio to the tuned best after each number of trials, with their intervals."""
+    columns: dict[str, float] = {}
+    for what, by_count in (("iqm", price.loss), ("over_best", price.over_best)):
+        for count, found in by_count.items():
+            columns |= {f"{what}_at_{count}": found.value}
+            columns |= {f"{what}_at_{count}_low": found.low, f"{what}_at_{count}_high": found.high}
+    return columns
+
+
 def ratio_table(rows: list[dict[str, Any]], names: list[str], criterion: str) -> list[dict[str, Any]]:
     """Paired median ratio to each task's tuned best, a row for each contender, the best on average first."""
-    found = []
-    for contender in dict.fromkeys(row["contender"] for row in rows):
-        own = {row["task"]: row for row in rows if row["contender"] == contender and row["chosen_on"] == criterion}
+    ratios: dict[str, dict[str, float]] = {}
+    for row in rows:
         # An optimizer of weights has no row on the noisy quadratic.
-        ratios = {name: own[name]["over_best"] for name in names if name in own}
-        logs = [math.log(max(ratio, 1e-300)) if math.isfinite(ratio) else math.inf for ratio in ratios.values()]
-        average = math.exp(sum(logs) / len(logs))
-        kind = next(iter(own.values()))["kind"]
-        found.append({"contender": contender, "kind": kind, "average": average, "tasks": len(ratios), **ratios})
-    return sorted(found, key=lambda row: row["average"])
+        if row["chosen_on"] == criterion and row["task"] in names:
+            ratios.setdefault(row["contender"], {})[row["task"]] = row["over_best"]
+    kinds = {row["contender"]: row["kind"] for row in rows}
+    averages, ruling = results.average_table(ratios)
+    print(f"the mean is ruled by {', '.join(ruling) or 'no task'}")
+    return [
+        {
+            "contender": average.contender,
+            "kind": kinds[average.contender],
+            "mean": average.mean,
+            "without ruling": average.without_ruling,
+            "median": average.median,
+            "tasks": len(average.ratios),
+            **average.ratios,
+        }
+        for average in averages
+    ]
+
+
+def price_of_tuning(rows: list[dict[str, Any]], names: list[str], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Geometric mean over the tasks of the train loss over the tuned best's, after each number of trials."""
+    lines = []
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        own = [row for row in rows if row["contender"] == contender and row["chosen_on"] == "train"]
+        line = {"contender": contender}
+        for count in counts:
+            ratios = {row["task"]: row.get(f"over_best_at_{count}") for row in own if row["task"] in names}
+            known = {task: ratio for task, ratio in ratios.items() if ratio is not None}
+            if known and len(known) == len(ratios):
+                line[f"{count} trials"] = results.average_table({contender: known})[0][0].mean
+        lines.append(line)
+    return [line for line in lines if len(line) > 1]
 
 
 def main(args: Args) -> None:
@@ -185,7 +239,13 @@ def main(args: Args) -> None:
     names = [name for name in found.tasks if name != "quadratic"]
     for criterion in ("train", "valid"):
         print(f"\nchosen on {criterion}, loss over each task's tuned best schedule:")
-        print_table(ratio_table(rows, names, criterion), ("contender", "kind", "average", "tasks", *names))
+        print_table(
+            ratio_table(rows, names, criterion),
+            ("contender", "kind", "mean", "without ruling", "median", "tasks", *names),
+        )
+    print("\nthe price of tuning, mean train loss over each task's tuned best schedule:")
+    counts = tuple(count for count in (1, 4, 16, 64) if count <= args.trials)
+    print_table(price_of_tuning(rows, names, counts), ("contender", *(f"{count} trials" for count in counts)))
 
 
 if __name__ == "__main__":

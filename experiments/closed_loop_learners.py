@@ -122,7 +122,7 @@ def evolve(name: str, args: Args) -> Controller:
 def rows_of(task: str, args: Args) -> list[dict[str, Any]]:
     """Compare all controllers on one task; one record for each contender and base LR."""
     controllers = {name: load_controller(args.folder / f"{name}.safetensors") for name in LEARNERS}
-    few: dict[str, Any] = {"num_lrs": 3, "tuning_seeds": 1, "report_seeds": 2} if args.smoke else {}
+    few: dict[str, Any] = {"trials": 3, "tuning_seeds": 1, "report_seeds": 2} if args.smoke else {}
     settings = Settings(contenders=("cosine", "linear", "wsd"), wrong_base=("cosine",), ablations=False, **few)
     folder = args.folder / f"compare-{task}"
     comparison = compare(make_task(task, horizon=200), folder, settings, controllers=controllers)

@@ -32,6 +32,7 @@ from experiments.support.noisy_quadratic import CAP, CURVATURE, NOISE, expected_
 from experiments.support.tables import print_table
 from metalr.compare.catalog import SCHEDULE_CONTENDERS
 from metalr.compare.contenders import ScheduleContender
+from metalr.compare.search import points
 
 NAME = "short_horizon_bias"
 # The search follows this many groups of the slow directions in place of each one; the result does not.
@@ -74,7 +75,7 @@ def search_losses(lrs: np.ndarray) -> np.ndarray:
 def tune(contender: ScheduleContender, horizon: int, args: Args) -> dict[str, Any]:
     """The best LR and parameters of one schedule: a grid over both, then the LR refined on the exact loss."""
     progress = torch.arange(horizon, dtype=torch.float64) / horizon
-    settings = contender.settings(args.max_settings)
+    settings = points(contender.space, args.max_settings)
     shapes = np.stack([contender.schedule(setting)(progress).numpy() for setting in settings])  # (settings, horizon)
     peaks = np.geomspace(0.02, CAP, args.num_lrs)
     # Noise may lift a multiplier above 1; the cap holds for every LR.

@@ -56,7 +56,7 @@ class Args(harness.Options):
 
 def rows_of(label: str, task: Task, args: Args) -> list[dict[str, Any]]:
     """One record for each contender and base LR."""
-    few: dict[str, Any] = {"num_lrs": 3, "tuning_seeds": 1} if args.smoke else {}
+    few: dict[str, Any] = {"trials": 3, "tuning_seeds": 1} if args.smoke else {}
     factors = (0.1, 1.0, 10.0)
     settings = Settings(contenders=("cosine",), factors=factors, ablations=False, report_seeds=args.seeds, **few)
     slug = "".join(c if c.isalnum() else "-" for c in label)

@@ -127,10 +127,10 @@ class Compare:
     """Controller files to compare with the schedules."""
     contenders: tuple[str, ...] = CLASSIC
     """Schedules, rules and optimizers to tune; `all` takes every one that needs no package of its own."""
-    num_lrs: int = 11
-    """LRs in the grid that every contender is tuned over."""
-    draws: int = 1
-    """Parameter settings of every contender at each LR; the number of trials is the product."""
+    trials: int = 16
+    """Candidates of every contender, over the LR and its own parameters together."""
+    extension: int = 0
+    """More candidates of every contender where the best LR of any of them lies on an edge."""
     factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     """Wrong base LRs, as factors of the right one, for the last table."""
     tune_controllers: bool = False
@@ -159,8 +159,8 @@ class Compare:
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         settings = Settings(
             contenders=None if self.contenders == ("all",) else self.contenders,
-            num_lrs=self.num_lrs,
-            draws=self.draws,
+            trials=self.trials,
+            extension=self.extension,
             factors=self.factors,
             tune_controllers=self.tune_controllers,
             targets=self.targets,

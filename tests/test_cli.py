@@ -51,7 +51,7 @@ def test_train_export_compare(tmp_path, capsys):
         **load_card(folder / "controller.safetensors")["about"],
         "exported_from": "run",
     }
-    arguments = ["--task", "teacher-student", "--horizon", "20", "--num-lrs", "2", "--tuning-seeds", "1"]
+    arguments = ["--task", "teacher-student", "--horizon", "20", "--trials", "2", "--tuning-seeds", "1"]
     arguments += ["--report-seeds", "2", "--contenders", "constant", "cosine", "--controllers", str(file)]
     call("compare", *arguments, "--folder", str(tmp_path / "compare"))
     text = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_train_export_compare(tmp_path, capsys):
 
 
 def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path):
-    arguments = ["--tasks", "teacher-student", "quadratic", "--horizon", "40", "--num-lrs", "2", "--draws", "2"]
+    arguments = ["--tasks", "teacher-student", "quadratic", "--horizon", "40", "--trials", "4"]
     arguments += ["--tuning-seeds", "1", "--report-seeds", "2", "--contenders", "cosine", "--factors", "0.01", "100"]
     call("compare", *arguments, "--tune-controllers", "--controllers", SHIPPED, "--folder", str(tmp_path))
     records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]

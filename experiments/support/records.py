@@ -21,9 +21,13 @@ Row = dict[str, Any]
 FOLDER = Path(__file__).parents[1]
 # Packages that a number may depend on, beside those that are always named.
 PACKAGES = (
+    "dadaptation",
+    "dog-optimizer",
     "gymnasium",
     "higher",
+    "mechanic-pytorch",
     "mnist1d",
+    "momo-opt",
     "prodigyopt",
     "schedulefree",
     "scikit-learn",

@@ -8,14 +8,63 @@ replay           its mean multipliers, whatever happens: what reacting to the ru
 """
 
 import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalr import seeding
+from metalr.control import actions
+from metalr.control.actions import ActionState
 from metalr.control.controller import Controller
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
+from metalr.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class RandomOfSeeds(Controller):
+    """The random policy of runs whose seeds are known.
+
+    The seeds are the key of its actions. `RandomController` has to take the observation, whose last bits depend on how
+    many runs share a batch, so that it would act otherwise in another batch.
+
+    Attributes:
+        random: gives action, schedule, decisions and seed.
+        seeds: one for each run.
+    """
+
+    random: RandomController
+    seeds: tuple[int, ...]
+
+    @property
+    def schedule(self) -> Schedule:  # type: ignore[override]
+        """That of the random controller."""
+        return self.random.schedule
+
+    @property
+    def decisions(self) -> int:  # type: ignore[override]
+        """Those of the random controller."""
+        return self.random.decisions
+
+    def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
+        return self.random.init(like)
+
+    def __call__(self, observation: Tensor, state: tuple[Tensor, ActionState]) -> tuple[Tensor, tuple]:
+        count, action_state = state
+        run = torch.tensor(self.seeds, device=count.device)[:, None]
+        group = torch.arange(count.shape[1], device=count.device)
+        stream = seeding.stream(self.random.seed, "policy")
+        action = 2.0 * seeding.uniform(stream, run, group, count.long(), dtype=observation.dtype) - 1.0
+        multiplier, action_state = actions.act(self.random.action, action, observation, action_state)
+        return multiplier, (count + 1.0, action_state)
+
+    def config(self) -> dict[str, Any]:
+        return self.random.config()
+
+    def with_schedule(self, schedule: Schedule) -> "RandomOfSeeds":
+        return replace(self, random=self.random.with_schedule(schedule))
 
 
 def mean_replay(controller: Controller, multipliers: Tensor) -> ReplayController:

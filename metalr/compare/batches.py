@@ -30,6 +30,8 @@ Curves = Literal["none", "train", "full"]
 
 # A run whose final train loss is above this share of its untrained loss has made no progress: it sits at chance.
 NO_PROGRESS_ABOVE = 0.9
+# Examples behind an initial and a final loss: the whole split, or its first so many.
+EXAMPLES = 4096
 # Examples behind each point of a curve of valid losses.
 CURVE_EXAMPLES = 1024
 # A loss beyond this is a failed run, whatever number the evaluation made of it.
@@ -116,7 +118,7 @@ def train_batch(
     runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
     starts = first.controller(parameters, task.horizon).decision_steps(task.horizon)
-    untrained = runs.evaluate("train").loss
+    untrained: dict[str, list[float]] = {split: runs.evaluate(split, EXAMPLES).loss.tolist() for split in SPLITS}
     if first.trains_alone:
         intervals = _train_one_by_one(runs, batch, starts, curves)
     else:
@@ -131,8 +133,9 @@ def _segments(
 ) -> Iterator[_Segment]:
     start = 0
     for (name, parameters), group in groupby(batch, key=lambda run: (run.contender, run.parameters)):
-        stop = start + len(list(group))
-        controller = contenders[name].controller(dict(parameters), runs.task.horizon)
+        seeds = [run.seed for run in group]
+        stop = start + len(seeds)
+        controller = contenders[name].controller_of_runs(dict(parameters), runs.task.horizon, seeds)
         yield _Segment(slice(start, stop), controller, runs)
         start = stop
 
@@ -172,7 +175,7 @@ def _train_one_by_one(
         one.init(torch.tensor([run.seed]))
         lone = LoneRun(one, run.contender, run.base_lr)
         for start, interval in zip(starts, intervals, strict=True):
-            interval.lr.append(run.base_lr)
+            interval.lr.append(lone.lr_at(start))
             interval.train_loss.append(lone.unroll(interval.step - start))
             if interval.valid_loss is not None:
                 interval.valid_loss.append(one.evaluate("valid", CURVE_EXAMPLES).loss.item())
@@ -182,14 +185,16 @@ def _train_one_by_one(
 
 
 def _records(
-    batch: Sequence[PlannedRun], contenders: Mapping[str, Contender], runs: BatchedRuns, untrained: Tensor
+    batch: Sequence[PlannedRun],
+    contenders: Mapping[str, Contender],
+    runs: BatchedRuns,
+    untrained: Mapping[str, list[float]],
 ) -> list[RunRecord]:
-    evaluations = {split: runs.evaluate(split) for split in SPLITS}
+    evaluations = {split: runs.evaluate(split, EXAMPLES) for split in SPLITS}
     losses = {split: evaluation.loss.tolist() for split, evaluation in evaluations.items()}
     metrics = {split: evaluation.metric.tolist() for split, evaluation in evaluations.items()}
     records = []
-    rows = zip(batch, untrained.tolist(), runs.state.diverged.tolist(), strict=True)
-    for row, (run, untrained_loss, diverged) in enumerate(rows):
+    for row, (run, diverged) in enumerate(zip(batch, runs.state.diverged.tolist(), strict=True)):
         final = {split: _final_loss(losses[split][row], diverged) for split in SPLITS}
         records.append(
             RunRecord(
@@ -204,14 +209,16 @@ def _records(
                 base_lr=run.base_lr,
                 seed=run.seed,
                 diverged=diverged,
-                no_progress=not diverged and final["train"] > NO_PROGRESS_ABOVE * untrained_loss,
-                untrained_loss=untrained_loss,
+                no_progress=not diverged and final["train"] > NO_PROGRESS_ABOVE * untrained["train"][row],
+                untrained_loss=untrained["train"][row],
                 train_loss=final["train"],
                 train_metric=metrics["train"][row],
                 valid_loss=final["valid"],
                 valid_metric=metrics["valid"][row],
                 test_loss=final["test"],
                 test_metric=metrics["test"][row],
+                untrained_valid_loss=untrained["valid"][row],
+                untrained_test_loss=untrained["test"][row],
             )
         )
     return records

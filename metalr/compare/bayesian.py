@@ -1,4 +1,4 @@
-"""Bayesian search of a contender's LR and parameters, as an alternative to the grid of a comparison.
+"""Bayesian search of a contender's LR and parameters, as an alternative to the sequence of a comparison.
 
 Optuna's Gaussian-process sampler proposes one trial after the other; each is trained on the tuning seeds in one
 batch. Needs optuna, which is imported when a search is run and not before.
@@ -14,16 +14,14 @@ import torch
 from metalr.compare.batches import train_batch
 from metalr.compare.contenders import Contender
 from metalr.compare.run_record import PlannedRun
-from metalr.compare.selection import Criterion
+from metalr.compare.search import Choice, Dimension
+from metalr.compare.selection import Criterion, mean_score
 from metalr.tasks.task import Task
-
-# A failed trial counts as this many e-folds above the untrained loss: a sampler cannot model infinity.
-_FAILED_ABOVE = 1.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate and its score, the mean loss over the tuning seeds (infinite if a run diverged)."""
+    """One candidate and its score, as `metalr.compare.selection` has it: a diverged run counts as untrained."""
 
     parameters: dict[str, Any]
     base_lr: float
@@ -64,9 +62,7 @@ def search(
 ) -> SearchResult:
     """Search LR and parameters of one contender with a Gaussian process.
 
-    The LR is log-uniform over the range. A number is searched between the least and the greatest value of the
-    contender's space (on a log scale where they are positive and a factor of 10 apart); a word or a flag among its
-    values.
+    The LR is searched on a log scale over its range, and every parameter in the contender's own range.
 
     Args:
         task: what is trained.
@@ -97,9 +93,8 @@ def search(
         proposed = sampler.ask()
         run = _proposed_run(proposed, index, task, contender, lr_range)
         records, _ = train_batch(task, {contender.name: contender}, run.at_seeds(range(tuning_seeds)), device=device)
-        score = sum(record.loss(criterion.selected_on) for record in records) / len(records)
-        untrained = sum(record.untrained_loss for record in records) / len(records)
-        sampler.tell(proposed, min(math.log(max(score, 1e-300)), math.log(untrained) + _FAILED_ABOVE))
+        score = mean_score(records, criterion.selected_on)
+        sampler.tell(proposed, math.log(max(score, 1e-300)))
         trials.append(Trial(dict(run.parameters), run.base_lr, score))
         if progress is not None:
             progress(index + 1, num_trials, contender.name)
@@ -110,16 +105,15 @@ def _proposed_run(
     proposed: Any, trial: int, task: Task, contender: Contender, lr_range: tuple[float, float]
 ) -> PlannedRun:
     factor = proposed.suggest_float("lr", *lr_range, log=True)
-    parameters = {name: _suggest(proposed, name, tunable.values) for name, tunable in contender.space.items()}
+    parameters = {name: _suggest(proposed, name, dimension) for name, dimension in contender.space.items()}
     base_lr = factor * contender.base_lr(task)
     pairs = tuple(sorted(parameters.items()))
     return PlannedRun(task.name, contender.name, "tuning", trial, pairs, factor, base_lr, seed=0)
 
 
-def _suggest(proposed: Any, name: str, values: tuple) -> Any:
-    if any(isinstance(value, (bool, str)) for value in values):
-        return proposed.suggest_categorical(name, list(values))
-    low, high = min(values), max(values)
-    if all(isinstance(value, int) for value in values):
-        return proposed.suggest_int(name, low, high)
-    return proposed.suggest_float(name, low, high, log=low > 0.0 and high >= 10.0 * low)
+def _suggest(proposed: Any, name: str, dimension: Dimension) -> Any:
+    if isinstance(dimension, Choice):
+        return proposed.suggest_categorical(name, list(dimension.values))
+    if dimension.whole:
+        return proposed.suggest_int(name, int(dimension.low), int(dimension.high), log=dimension.log)
+    return proposed.suggest_float(name, dimension.low, dimension.high, log=dimension.log)

@@ -71,7 +71,7 @@ def compare(
         settings: the defaults if None.
         controllers: name -> learned controller; reported at the task's base LR without any trial.
         ablations: more of them to show beside the controllers, for example {"ppo: state-blind": …}.
-        more_contenders: beside the registered ones, for example from `of_schedule`.
+        more_contenders: beside the registered ones, for example from `of_schedule`; one at an absolute LR has no trial.
         device: where to train.
         progress: called after every batch; see `progress_bar`.
 
@@ -86,12 +86,20 @@ def compare(
     task_list = [tasks] if isinstance(tasks, Task) else list(tasks)
     plan = Plan(task_list, chosen, controllers or {}, ablations or {}, more_contenders)
     with RunFolder.held(folder, "comparison", plan.describe()) as run_folder:
-        for task in task_list:
-            runner = _Runner(task, plan, run_folder, device, progress)
-            runner.run("tuning", plan.tuning_runs(task))
-            plan.add_replays(task, device)
-            runner.run("report", plan.report_runs(task, _records(run_folder.records, run_folder.path)))
-            runner.run("wrong-base", plan.wrong_base_runs(task))
+
+        def known() -> list[RunRecord]:
+            return _records(run_folder.records, run_folder.path)
+
+        runners = [_Runner(task, plan, run_folder, device, progress) for task in task_list]
+        for runner in runners:
+            runner.run("tuning", plan.tuning_runs(runner.task))
+            if chosen.extension:
+                runner.run("tuning", plan.extension_runs(runner.task, known()), "extension")
+        plan.add_calibrated(known())
+        for runner in runners:
+            plan.add_replays(runner.task, device)
+            runner.run("report", plan.report_runs(runner.task, known()))
+            runner.run("wrong-base", plan.wrong_base_runs(runner.task))
         return _comparison(chosen, run_folder.path, run_folder.records, run_folder.config)
 
 
@@ -105,6 +113,8 @@ def load(folder: str | Path) -> Comparison:
     config = read_config(path, "comparison")
     known = {field.name for field in fields(Settings)}
     stored: dict[str, Any] = {}
+    if "num_lrs" in config["settings"]:  # older folders: a grid of LRs for each drawn setting
+        stored["trials"] = config["settings"]["num_lrs"] * config["settings"]["draws"]
     for name, value in config["settings"].items():
         if (name := _OLD_NAMES.get(name, name)) in known and not isinstance(value, dict):
             stored[name] = tuple(value) if isinstance(value, list) else value
@@ -142,7 +152,7 @@ class _Runner:
     device: torch.device | str
     progress: Progress | None
 
-    def run(self, phase: Phase, planned: Sequence[PlannedRun]) -> None:
+    def run(self, phase: Phase, planned: Sequence[PlannedRun], label: str = "") -> None:
         """Train a phase, batch after batch; a batch is written as soon as it is finished."""
         settings, contenders, done = self.plan.settings, self.plan.contenders(self.task), 0
         for batch in batches_of(planned, contenders, self.task, settings.max_runs):
@@ -159,7 +169,7 @@ class _Runner:
                 self.folder.append([r.to_json() for r in records], [c.to_json() for c in curves])
             done += len(batch)
             if self.progress is not None:
-                self.progress(done, len(planned), f"{self.task.name}: {phase}")
+                self.progress(done, len(planned), f"{self.task.name}: {label or phase}")
 
 
 def progress_bar() -> Progress:

@@ -1,20 +1,20 @@
 """Contenders: whoever is compared, behind one interface.
 
-A contender says how its runs are trained and what there is to tune beside the LR, whose grid all of them share. The
+A contender says how its runs are trained and what there is to tune beside the LR, whose range all of them share. The
 classes below `Contender` are final; `metalr.compare.catalog` lists the registered ones.
 """
 
-import itertools
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from metalr.compare.ablations import RandomOfSeeds
 from metalr.compare.fingerprints import describe_controller
+from metalr.compare.search import Space
 from metalr.control.controller import Controller
-from metalr.control.reference import ScheduleController
+from metalr.control.reference import RandomController, ScheduleController
 from metalr.control.rules import ReactiveRule
 from metalr.optimizers.classic import ExpectedSGD, InnerOptimizer
 from metalr.schedules import Constant, Cosine, Schedule
@@ -34,25 +34,9 @@ class Kind(StrEnum):
     WRAPPER = "optimizer"
     EXTERNAL = "outside"
     TARGET = "target"
+    FIXED = "fixed"
     LEARNED = "controller"
     ABLATION = "ablation"
-
-
-@dataclass(frozen=True)
-class Tunable:
-    """One parameter of a contender.
-
-    Attributes:
-        default: its value in the first trial.
-        values: to try, in ascending order where they are numbers; the default is one of them.
-    """
-
-    default: Any
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        if self.default not in self.values:
-            raise ValueError(f"got default {self.default!r} for {self.values}, expected one of the listed values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +46,19 @@ class Contender(ABC):
     Attributes:
         kind: as records name it.
         trains_alone: it needs a loop of its own and trains one run after the other.
+        ignores_guess: its LR does not depend on the guess, so that a wrong base LR changes nothing.
         name: in tables and records.
         about: one sentence.
-        space: parameter -> its values.
+        space: parameter -> its range or its values, searched together with the LR.
     """
 
     kind: ClassVar[Kind]
     trains_alone: ClassVar[bool] = False
+    ignores_guess: ClassVar[bool] = False
 
     name: str
     about: str = ""
-    space: Mapping[str, Tunable] = field(default_factory=dict)
+    space: Space = field(default_factory=dict)
 
     @abstractmethod
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
@@ -90,8 +76,12 @@ class Contender(ABC):
         """The inner optimizer of its runs: the task's, `inner`, unless it replaces or wraps that."""
         return inner
 
+    def controller_of_runs(self, parameters: Parameters, horizon: int, seeds: Sequence[int]) -> Controller:
+        """The controller of some runs with these seeds, which only a random one reads."""
+        return self.controller(parameters, horizon)
+
     def base_lr(self, task: Task) -> float:
-        """The centre of its LR grid on a task."""
+        """The middle of its LR range on a task."""
         return task.base_lr
 
     def fits(self, task: Task) -> bool:
@@ -105,21 +95,13 @@ class Contender(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Everything that its records depend on, JSON-able, as far as it can be written."""
-        space = {name: tunable.values for name, tunable in self.space.items()}
+        space = {name: asdict(dimension) for name, dimension in self.space.items()}
         return {"kind": self.kind, "about": self.about, "space": space, "defaults": self.defaults}
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Parameter -> its value in the first trial."""
-        return {name: tunable.default for name, tunable in self.space.items()}
-
-    def settings(self, count: int, seed: int = 0) -> list[dict[str, Any]]:
-        """Up to `count` different parameter settings: the defaults, then others drawn without replacement."""
-        values = [tunable.values for tunable in self.space.values()]
-        every = [dict(zip(self.space, chosen, strict=True)) for chosen in itertools.product(*values)]
-        others = [setting for setting in every if setting != self.defaults]
-        random.Random(f"{seed} {self.name}").shuffle(others)
-        return [self.defaults, *others][:count]
+        return {name: dimension.default for name, dimension in self.space.items()}
 
     def _completed(self, parameters: Parameters) -> dict[str, Any]:
         """The parameters with defaults for the missing ones.
@@ -206,24 +188,28 @@ class WrapperContender(Contender):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalContender(Contender):
-    """A constant LR under an optimizer of another package, `EXTERNAL_OPTIMIZERS[name]`.
+    """An optimizer of another package, `EXTERNAL_OPTIMIZERS[name]`, on tasks whose optimizer it is a variant of.
 
     Attributes:
-        usual_lr: the centre of its LR grid.
+        usual_lr: the middle of its LR range.
+        schedule: of its LR.
+        inner: see `ExternalOptimizer`.
     """
 
     kind = Kind.EXTERNAL
     trains_alone = True
     usual_lr: float
+    schedule: Schedule
+    inner: str
 
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
-        return ScheduleController(Constant(), _decisions(horizon))
+        return ScheduleController(self.schedule, _decisions(horizon))
 
     def base_lr(self, task: Task) -> float:
         return self.usual_lr
 
     def fits(self, task: Task) -> bool:
-        return _trains_weights(task)
+        return _trains_weights(task) and self.inner in type(task.optimizer).__name__
 
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         return self.name, super().batch_key(parameters, task)
@@ -235,7 +221,7 @@ class TargetContender(Contender):
 
     Attributes:
         replacement: the optimizer. The task's clipping is kept.
-        usual_lr: the centre of its LR grid.
+        usual_lr: the middle of its LR range.
     """
 
     kind = Kind.TARGET
@@ -253,6 +239,36 @@ class TargetContender(Contender):
 
     def fits(self, task: Task) -> bool:
         return _trains_weights(task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedContender(Contender):
+    """A schedule at an absolute LR: it ignores the guess, and nothing of it is tuned on the task.
+
+    Beside a controller that was trained on a task it shows what knowing the LR of that task is worth.
+
+    Attributes:
+        schedule: what multiplies the LR.
+        lrs: task -> its LR.
+    """
+
+    kind = Kind.FIXED
+    ignores_guess = True
+    schedule: Schedule
+    lrs: Mapping[str, float]
+
+    def controller(self, parameters: Parameters, horizon: int) -> Controller:
+        return ScheduleController(self.schedule, _decisions(horizon))
+
+    def base_lr(self, task: Task) -> float:
+        return self.lrs[task.name]
+
+    def fits(self, task: Task) -> bool:
+        return task.name in self.lrs
+
+    def describe(self) -> dict[str, Any]:
+        schedule = ScheduleContender(name=self.name, factory=lambda: self.schedule).describe()["defaults"]
+        return {**super().describe(), "schedule": schedule, "lrs": dict(self.lrs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +302,9 @@ class Ablation(Contender):
 
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return self.variant
+
+    def controller_of_runs(self, parameters: Parameters, horizon: int, seeds: Sequence[int]) -> Controller:
+        return RandomOfSeeds(self.variant, tuple(seeds)) if isinstance(self.variant, RandomController) else self.variant
 
     def describe(self) -> dict[str, Any]:
         return describe_controller(self.variant)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from metalr.compare import calibrated
 from metalr.compare.ablations import ablations_of, mean_replay
 from metalr.compare.catalog import get_contender, target_contenders
 from metalr.compare.contenders import Ablation, Contender, LearnedContender, Parameters
 from metalr.compare.fingerprints import describe_task
 from metalr.compare.run_record import NO_TRIAL, Phase, PlannedRun, RunRecord
-from metalr.compare.selection import Criterion, best_trial
+from metalr.compare.selection import Criterion, best_trial, edges
 from metalr.compare.settings import Settings, trials_of
 from metalr.control.controller import Controller, decision_steps
 from metalr.engine.episodes import run_episode
@@ -37,6 +38,7 @@ class Plan:
         learned: the controllers.
         ablations: those that need no training, on every task alike.
         replays: task name -> the ablations that `add_replays` has made.
+        fixed: contenders at an absolute LR: those that were passed, and what `add_calibrated` has made.
         wrong: contenders that start from wrong base LRs, beside the controllers and their ablations.
         targets: optimizers that set the targets.
 
@@ -53,7 +55,9 @@ class Plan:
         more_contenders: Iterable[Contender],
     ) -> None:
         self.tasks, self.settings = tasks, settings
-        self.tuned = [*settings.registered(), *more_contenders]
+        more = list(more_contenders)
+        self.tuned = [*settings.registered(), *(contender for contender in more if not contender.ignores_guess)]
+        self.fixed = [contender for contender in more if contender.ignores_guess]
         self.learned = [LearnedContender(name=name, learned=learned) for name, learned in controllers.items()]
         self.ablations = _ablations(controllers if settings.ablations else {}, ablations, settings.seed)
         self.replays: dict[str, list[Ablation]] = {task.name: [] for task in tasks}
@@ -61,7 +65,7 @@ class Plan:
         names = by_name if settings.wrong_base is None else settings.wrong_base
         self.wrong = [by_name.get(name) or get_contender(name) for name in names]
         self.targets = target_contenders() if settings.targets else []
-        _require_different([c.name for c in (*self.tuned, *self.learned, *self.ablations)], "contender")
+        _require_different([c.name for c in (*self.tuned, *self.fixed, *self.learned, *self.ablations)], "contender")
         _require_different([task.name for task in tasks], "task")
         for task in tasks:
             for controller in (*(c.learned for c in self.learned), *(c.variant for c in self.ablations)):
@@ -80,19 +84,30 @@ class Plan:
         }
 
     def tuning_runs(self, task: Task) -> list[PlannedRun]:
-        """Every trial of every contender that is tuned, on the tuning seeds."""
-        return [
-            run
+        """The trials of every contender that is tuned, on the tuning seeds."""
+        return self._trials(task, 0, self.settings.trials)
+
+    def extension_runs(self, task: Task, records: Sequence[RunRecord]) -> list[PlannedRun]:
+        """The same number of further trials for everyone, if the best LR of anyone lies on an edge of the range."""
+        own = [record for record in records if record.task == task.name and record.trial < self.settings.trials]
+        on_edge = any(
+            edge.startswith("lr ")
             for contender in self._searched(task)
-            for trial, (parameters, factor) in enumerate(trials_of(contender, self.settings))
-            for run in self._at_all_seeds(task, contender, "tuning", trial, parameters, factor)
-        ]
+            for criterion in Criterion
+            for edge in edges(own, task.name, contender.name, criterion)
+        )
+        return self._trials(task, self.settings.trials, None) if on_edge else []
 
     def report_runs(self, task: Task, records: Sequence[RunRecord]) -> list[PlannedRun]:
-        """The winner of each search on each criterion, and whoever has no search at the task's base LR."""
+        """The winners of each search on each criterion, and whoever has no search at its base LR.
+
+        A search has a winner after each number of trials in `Settings.price_at`, and one after all of them.
+        """
+        own = [record for record in records if record.task == task.name]
         planned = []
         for contender in self._searched(task):
-            winners = {best_trial(records, task.name, contender.name, criterion) for criterion in Criterion}
+            stops = [*(count for count in self.settings.price_at if count < self.settings.trials), None]
+            winners = {best_trial(own, task.name, contender.name, c, stop) for c in Criterion for stop in stops}
             for trial in sorted(winners):
                 parameters, factor = trials_of(contender, self.settings)[trial]
                 planned += self._at_all_seeds(task, contender, "report", trial, parameters, factor)
@@ -101,12 +116,13 @@ class Plan:
         return planned
 
     def wrong_base_runs(self, task: Task) -> list[PlannedRun]:
-        """Contenders at their default parameters, from every wrong base LR."""
+        """Contenders at their default parameters, from every wrong base LR; from one if it makes no difference."""
+        factors = self.settings.factors
         return [
             run
             for contender in (*self.wrong, *self._untuned(task))
             if contender.fits(task)
-            for factor in self.settings.factors
+            for factor in ((1.0,) if contender.ignores_guess and factors else factors)
             for run in self._at_all_seeds(task, contender, "wrong-base", NO_TRIAL, contender.defaults, factor)
         ]
 
@@ -120,16 +136,33 @@ class Plan:
             replay = mean_replay(contender.learned, episode.multipliers)
             self.replays[task.name].append(Ablation(name=f"{contender.name}: replay", variant=replay))
 
+    def add_calibrated(self, records: Sequence[RunRecord]) -> None:
+        """Fit the calibrated setting of each task on the trials of the others, where there are any of its kind."""
+        kinds = {task.name: calibrated.optimizer_kind(task.optimizer) for task in self.tasks}
+        lrs = calibrated.leave_one_out(calibrated.curves_of(records, kinds))
+        if lrs and calibrated.NAME not in [contender.name for contender in self.fixed]:
+            self.fixed.append(calibrated.calibrated(lrs))
+
+    def _trials(self, task: Task, start: int, stop: int | None) -> list[PlannedRun]:
+        """Some of the trials of every contender that is tuned."""
+        return [
+            run
+            for contender in self._searched(task)
+            for trial, (parameters, factor) in list(enumerate(trials_of(contender, self.settings)))[start:stop]
+            for run in self._at_all_seeds(task, contender, "tuning", trial, parameters, factor)
+        ]
+
     def _everyone(self) -> list[Contender]:
         """All but the replays; a contender may be named twice."""
-        return [*self.tuned, *self.learned, *self.ablations, *self.wrong, *self.targets]
+        return [*self.tuned, *self.fixed, *self.learned, *self.ablations, *self.wrong, *self.targets]
 
     def _searched(self, task: Task) -> list[Contender]:
         learned = self.learned if self.settings.tune_controllers else []
         return [contender for contender in (*self.tuned, *learned, *self.targets) if contender.fits(task)]
 
     def _untuned(self, task: Task) -> list[Contender]:
-        return [*self.learned, *self.ablations, *self.replays[task.name]]
+        fixed = [contender for contender in self.fixed if contender.fits(task)]
+        return [*fixed, *self.learned, *self.ablations, *self.replays[task.name]]
 
     def _at_all_seeds(
         self, task: Task, contender: Contender, phase: Phase, trial: int, parameters: Parameters, factor: float

@@ -1,8 +1,10 @@
 """Records become rows of tables: the two result tables, the wrong base LR, time to target.
 
-The two result tables never mix: each reads the losses of its own `Criterion` alone. Only fresh seeds are reported.
+The two result tables never mix: each reads the losses of its own `Criterion` alone. Only fresh seeds are reported, and
+every loss is a scored one, see `RunRecord.scored`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from metalr.compare import statistics
+from metalr.compare.calibrated import NAME as CALIBRATED
 from metalr.compare.contenders import Kind
 from metalr.compare.run_record import RunCurve, RunRecord
 from metalr.compare.selection import (
@@ -17,6 +20,7 @@ from metalr.compare.selection import (
     chosen_runs,
     contenders_of,
     edges,
+    kinds_of,
     select,
     target_setter,
     trial_scores,
@@ -67,10 +71,12 @@ class WrongBaseRow:
 
     Attributes:
         contender: who.
-        factor: of the base LR; None for a reference.
+        factor: of the base LR; None for a reference and for a contender that ignores the guess.
         loss: the statistic of the final losses.
         regret: paired median against the tuned best.
+        over_best: paired median ratio to the tuned best.
         over_cosine: paired median ratio to tuned cosine; None where cosine was not tuned.
+        over_calibrated: paired median ratio to the calibrated setting; None where there is none.
         num_runs, diverged, no_progress: how many runs, and how many of them failed in which way.
     """
 
@@ -78,7 +84,9 @@ class WrongBaseRow:
     factor: float | None
     loss: Interval
     regret: Interval
+    over_best: Interval
     over_cosine: Interval | None
+    over_calibrated: Interval | None
     num_runs: int
     diverged: int
     no_progress: int
@@ -103,6 +111,57 @@ class TimeRow:
     reached: float
 
 
+@dataclass(frozen=True)
+class PriceRow:
+    """The price of tuning a contender.
+
+    Attributes:
+        contender, kind: who.
+        loss: number of trials -> interquartile mean of the reported losses.
+        over_best: number of trials -> paired median ratio to the tuned best, which has had all its trials.
+    """
+
+    contender: str
+    kind: Kind
+    loss: dict[int, Interval]
+    over_best: dict[int, Interval]
+
+
+@dataclass(frozen=True)
+class LearnerRow:
+    """A learner from one base LR.
+
+    Attributes:
+        learner: its name.
+        factor: of the base LR.
+        over_reference: geometric mean ratio to the reference, with an interval over everything that was drawn.
+        training_seeds: how many controllers it trained.
+    """
+
+    learner: str
+    factor: float
+    over_reference: Interval
+    training_seeds: int
+
+
+@dataclass(frozen=True)
+class AverageRow:
+    """A contender over several tasks.
+
+    Attributes:
+        contender: who.
+        mean, without_ruling: geometric mean of its ratios, over all tasks and over those that do not rule.
+        median: over all tasks.
+        ratios: task -> ratio to the task's tuned best.
+    """
+
+    contender: str
+    mean: float
+    without_ruling: float
+    median: float
+    ratios: dict[str, float]
+
+
 def result_table(records: Sequence[RunRecord], task: str, criterion: Criterion) -> list[ResultRow]:
     """One of the two tables: a row for each contender, the lowest interquartile mean first.
 
@@ -123,7 +182,7 @@ def result_table(records: Sequence[RunRecord], task: str, criterion: Criterion) 
 def _result_row(
     runs: Sequence[RunRecord], best: Mapping[int, float], criterion: Criterion, trials: int, on_edges: list[str]
 ) -> ResultRow:
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     reference = [best[run.seed] for run in runs]
     return ResultRow(
         contender=runs[0].contender,
@@ -155,7 +214,7 @@ def ratios_to_best(records: Sequence[RunRecord], task: str, contender: str, crit
     runs = chosen_runs(records, task, contender, criterion)
     if not runs:
         return []
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     return np.exp(statistics.log_ratio(losses, [best[run.seed] for run in runs])).tolist()
 
 
@@ -185,7 +244,10 @@ def wrong_base_table(
     for name in contenders_of(records, task, "wrong-base") if contenders is None else contenders:
         found = select(records, task=task, contender=name, phase="wrong-base")
         for factor in sorted({run.base_lr_factor for run in found}):
-            groups.append((name, factor, [run for run in found if run.base_lr_factor == factor]))
+            runs = [run for run in found if run.base_lr_factor == factor]
+            groups.append((name, None if runs[0].kind is Kind.FIXED else factor, runs))
+    if calibrated := untuned_runs(records, task, CALIBRATED):
+        references[CALIBRATED] = calibrated
     losses = {name: _loss_by_seed(runs, criterion) for name, runs in references.items()}
     return [_wrong_base_row(name, factor, runs, losses, statistic, criterion) for name, factor, runs in groups]
 
@@ -198,15 +260,17 @@ def _wrong_base_row(
     statistic: Callable[[Any], Any],
     criterion: Criterion,
 ) -> WrongBaseRow:
-    losses = [run.loss(criterion.reported_on) for run in runs]
+    losses = [run.scored(criterion.reported_on) for run in runs]
     paired = {reference: [by_seed[run.seed] for run in runs] for reference, by_seed in references.items()}
-    cosine = paired.get("tuned cosine")
+    over = {reference: statistics.paired_ratio(losses, values) for reference, values in paired.items()}
     return WrongBaseRow(
         contender=name,
         factor=factor,
         loss=statistics.bootstrap(losses, statistic),
         regret=statistics.bootstrap(statistics.regret(losses, paired["tuned best"]), statistics.median),
-        over_cosine=None if cosine is None else statistics.paired_ratio(losses, cosine),
+        over_best=over["tuned best"],
+        over_cosine=over.get("tuned cosine"),
+        over_calibrated=over.get(CALIBRATED),
         num_runs=len(runs),
         diverged=sum(run.diverged for run in runs),
         no_progress=sum(run.no_progress for run in runs),
@@ -222,7 +286,7 @@ def time_table(
     schedule where they were not trained. A curve has a point at each decision.
     """
     by, watched = target_setter(records, task, criterion), criterion.selected_on
-    target = float(statistics.median([run.loss(watched) for run in chosen_runs(records, task, by, criterion)]))
+    target = float(statistics.median([run.scored(watched) for run in chosen_runs(records, task, by, criterion)]))
     rows = []
     for name in contenders_of(records, task):
         found = [curves[run.key] for run in chosen_runs(records, task, name, criterion) if run.key in curves]
@@ -233,5 +297,117 @@ def time_table(
     return sorted(rows, key=lambda row: (row.median, -row.reached))
 
 
+def learner_table(
+    records: Sequence[RunRecord],
+    tasks: Sequence[str],
+    learners: Mapping[str, Sequence[str]],
+    criterion: Criterion = Criterion.TRAIN,
+    reference: str | None = None,
+) -> list[LearnerRow]:
+    """How good the controllers of a learner are, over its training seeds, tasks and evaluation seeds.
+
+    Args:
+        records: of a comparison.
+        tasks: their names.
+        learners: learner -> its controllers, one for each training seed; at least five.
+        criterion: which losses are reported, and what the reference was chosen on.
+        reference: an untuned contender such as the calibrated setting; None for each task's tuned best.
+
+    Returns:
+        A row for each learner and base LR factor, in order.
+
+    Raises:
+        ValueError: a learner has fewer than five training seeds.
+    """
+    best = {}
+    for task in tasks:
+        runs = untuned_runs(records, task, reference) if reference else tuned_best_runs(records, task, criterion)
+        best[task] = _loss_by_seed(runs, criterion)
+    rows = []
+    for learner, names in learners.items():
+        own = [r for r in records if r.contender in names and r.task in best and r.phase == "wrong-base"]
+        for factor in sorted({record.base_lr_factor for record in own}):
+            at = [record for record in own if record.base_lr_factor == factor]
+            losses = {(r.contender, r.task, r.seed): r.scored(criterion.reported_on) for r in at}
+            logs = [[_log_ratios(losses, name, task, best[task]) for task in tasks] for name in names]
+            found = statistics.hierarchical_bootstrap(logs, draw_tasks=len(tasks) > 1)
+            rows.append(LearnerRow(learner, factor, Interval(*map(math.exp, found)), len(names)))
+    return rows
+
+
+def _log_ratios(
+    losses: Mapping[tuple[str, str, int], float], name: str, task: str, reference: Mapping[int, float]
+) -> list[float]:
+    return statistics.log_ratio([losses[name, task, seed] for seed in reference], list(reference.values())).tolist()
+
+
+def price_table(
+    records: Sequence[RunRecord], task: str, criterion: Criterion, counts: Sequence[int] = (1, 4, 16, 64)
+) -> list[PriceRow]:
+    """Reported loss against the number of trials: what tuning costs each contender, a row for each.
+
+    After n trials the best of the first n by its tuning score is reported, on fresh seeds.
+
+    Args:
+        records: of a comparison.
+        task: its name.
+        criterion: which loss chooses, and which is reported.
+        counts: numbers of trials, `Settings.price_at`; one whose winner was not reported is left out. All of the
+            trials are always there.
+    """
+    best = _loss_by_seed(tuned_best_runs(records, task, criterion), criterion)
+    rows = []
+    for name in contenders_of(records, task, "tuning"):
+        total = len(trial_scores(records, task, name, criterion))
+        loss, over_best = {}, {}
+        for count in sorted({*(n for n in counts if n < total), total}):
+            runs = chosen_runs(records, task, name, criterion, first=count)
+            losses = [run.scored(criterion.reported_on) for run in runs if run.seed in best]
+            if losses:
+                loss[count] = statistics.bootstrap(losses)
+                over_best[count] = statistics.paired_ratio(losses, [best[run.seed] for run in runs])
+        if loss:
+            rows.append(PriceRow(name, kinds_of(records)[name], loss, over_best))
+    return sorted(rows, key=lambda row: row.loss[max(row.loss)].value)
+
+
+def average_table(ratios: Mapping[str, Mapping[str, float]]) -> tuple[list[AverageRow], list[str]]:
+    """Ratios to each task's tuned best, averaged over the tasks with and without those that rule the average.
+
+    A task rules when its share of all log ratios is more than twice an equal share: contenders are then ranked by that
+    task and by little else.
+
+    Args:
+        ratios: contender -> task -> ratio.
+
+    Returns:
+        A row for each contender, the lowest geometric mean first, and the names of the tasks that rule.
+
+    Example:
+        >>> rows, ruling = average_table({"a": {"t": 1.0, "u": 1.0, "v": 9.0}, "b": {"t": 1.1, "u": 1.0, "v": 1.0}})
+        >>> ruling, [(row.contender, round(row.mean, 2), row.without_ruling) for row in rows]
+        (['v'], [('b', 1.03, 1.0488088481701516), ('a', 2.08, 1.0)])
+    """
+    logs = {name: {task: math.log(max(ratio, 1e-300)) for task, ratio in own.items()} for name, own in ratios.items()}
+    tasks = list(dict.fromkeys(task for own in logs.values() for task in own))
+    weight = {task: sum(abs(own.get(task, 0.0)) for own in logs.values()) for task in tasks}
+    ruling = [task for task in tasks if weight[task] * len(tasks) > 2.0 * sum(weight.values())]
+
+    def mean(values: list[float]) -> float:
+        return math.exp(sum(values) / len(values)) if values else math.nan
+
+    rows = [
+        AverageRow(
+            contender=name,
+            mean=mean(list(own.values())),
+            without_ruling=mean([value for task, value in own.items() if task not in ruling]),
+            median=math.exp(float(np.median(list(own.values())))),
+            ratios=dict(ratios[name]),
+        )
+        for name, own in logs.items()
+    ]
+    return sorted(rows, key=lambda row: row.mean), ruling
+
+
 def _loss_by_seed(runs: Sequence[RunRecord], criterion: Criterion) -> dict[int, float]:
-    return {run.seed: run.loss(criterion.reported_on) for run in runs}
+    return {run.seed: run.scored(criterion.reported_on) for run in runs}

@@ -15,6 +15,8 @@ Phase = Literal["tuning", "report", "wrong-base"]
 
 # The trial of a run whose contender has none.
 NO_TRIAL = -1
+# A loss counts as at least this share of the untrained one: what is below is a matter of luck and of rounding.
+_LOWEST_SHARE = 1e-3
 _KEY_ON_DISK = "cell"
 
 
@@ -63,8 +65,8 @@ class RunRecord:
         parameters: of the contender, by name.
         diverged: its losses are infinite then.
         no_progress: it has not diverged, and its train loss is hardly below the untrained one.
-        untrained_loss: train loss before the first update.
-        train_loss, valid_loss, test_loss: at the end.
+        untrained_loss, untrained_valid_loss, untrained_test_loss: train, valid and test loss of the initial weights.
+        train_loss, valid_loss, test_loss: at the end; infinite if it diverged.
         train_metric, valid_metric, test_metric: the same of the task's metric; NaN where there is none.
     """
 
@@ -87,10 +89,24 @@ class RunRecord:
     valid_metric: float
     test_loss: float
     test_metric: float
+    untrained_valid_loss: float
+    untrained_test_loss: float
 
     def loss(self, split: Split) -> float:
         """The final loss on a split."""
         return {"train": self.train_loss, "valid": self.valid_loss, "test": self.test_loss}[split]
+
+    def scored(self, split: Split) -> float:
+        """The final loss as it counts: not below 1e-3 of the untrained loss, and not above it.
+
+        A diverged run counts as the untrained loss, and is counted separately.
+        """
+        untrained = {
+            "train": self.untrained_loss,
+            "valid": self.untrained_valid_loss,
+            "test": self.untrained_test_loss,
+        }[split]
+        return min(max(self.loss(split), _LOWEST_SHARE * untrained), untrained)
 
     def to_json(self) -> dict[str, Any]:
         """As `metalr.records` writes it: there infinity and NaN become null."""
@@ -100,9 +116,11 @@ class RunRecord:
     def from_json(record: Mapping[str, Any]) -> "RunRecord":
         """The record of a line. A loss of null is infinite, a metric of null is NaN.
 
-        Older records call an ablation a control.
+        Older records call an ablation a control, and hold one untrained loss for all splits.
         """
-        values = _key_renamed(record, _KEY_ON_DISK, "key")
+        untrained = record["untrained_loss"]
+        values = {"untrained_valid_loss": untrained, "untrained_test_loss": untrained}
+        values |= _key_renamed(record, _KEY_ON_DISK, "key")
         for name, value in values.items():
             if value is None:
                 values[name] = math.inf if name.endswith("_loss") else math.nan

@@ -1,4 +1,7 @@
-"""The runs that a table reports: those of the best trial by a criterion, on fresh seeds."""
+"""The runs that a table reports: those of the best trial by a criterion, on fresh seeds.
+
+A run counts with its `RunRecord.scored` loss everywhere, and several runs with the geometric mean of those.
+"""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -49,16 +52,30 @@ def tuning_runs(records: Sequence[RunRecord], task: str, contender: str) -> list
     return select(records, task=task, contender=contender, phase="tuning")
 
 
+def mean_score(records: Sequence[RunRecord], split: Split) -> float:
+    """Geometric mean of the scored losses of some runs; infinite where the untrained loss is."""
+    return float(np.exp(np.mean(np.log(np.maximum([record.scored(split) for record in records], 1e-300)))))
+
+
 def trial_scores(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> dict[int, float]:
-    """Trial -> mean over the tuning seeds of the loss that it is chosen on; a diverged run makes it infinite."""
-    by_trial: dict[int, list[float]] = {}
+    """Trial -> geometric mean over the tuning seeds of the loss that it is chosen on."""
+    by_trial: dict[int, list[RunRecord]] = {}
     for record in tuning_runs(records, task, contender):
-        by_trial.setdefault(record.trial, []).append(record.loss(criterion.selected_on))
-    return {trial: float(np.mean(losses)) for trial, losses in sorted(by_trial.items())}
+        by_trial.setdefault(record.trial, []).append(record)
+    return {trial: mean_score(runs, criterion.selected_on) for trial, runs in sorted(by_trial.items())}
 
 
-def best_trial(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> int:
+def best_trial(
+    records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion, first: int | None = None
+) -> int:
     """The trial with the lowest score; of equal ones the first.
+
+    Args:
+        records: of a comparison.
+        task: its name.
+        contender: its name.
+        criterion: whose selection loss counts.
+        first: of the first so many trials; None for all.
 
     Raises:
         ValueError: the contender has no trials.
@@ -66,13 +83,15 @@ def best_trial(records: Sequence[RunRecord], task: str, contender: str, criterio
     scores = trial_scores(records, task, contender, criterion)
     if not scores:
         raise ValueError(f"got no trials of {contender!r} on {task!r}, expected tuning records: compare first")
-    return min(scores, key=lambda trial: scores[trial])
+    return min(list(scores)[:first], key=lambda trial: scores[trial])
 
 
-def chosen_runs(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> list[RunRecord]:
-    """The reported runs of a contender: those of its best trial, or its only ones if it has no trials."""
+def chosen_runs(
+    records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion, first: int | None = None
+) -> list[RunRecord]:
+    """The reported runs of a contender: those of its best trial (of the first so many), or its only ones."""
     has_trials = bool(tuning_runs(records, task, contender))
-    trial = best_trial(records, task, contender, criterion) if has_trials else NO_TRIAL
+    trial = best_trial(records, task, contender, criterion, first) if has_trials else NO_TRIAL
     return select(records, task=task, contender=contender, phase="report", trial=trial)
 
 
@@ -113,7 +132,10 @@ def _best_of_kind(records: Sequence[RunRecord], task: str, criterion: Criterion,
 
 
 def edges(records: Sequence[RunRecord], task: str, contender: str, criterion: Criterion) -> list[str]:
-    """The values of the best trial that lie on an edge of the search, for example ["lr low"]."""
+    """The values of the best trial that lie on an edge of the search, for example ["lr low"].
+
+    A value is on an edge when no trial has a lower one or none a higher one. Nothing lies below a floor of 0.
+    """
     tuning = tuning_runs(records, task, contender)
     if not tuning:
         return []
@@ -124,7 +146,7 @@ def edges(records: Sequence[RunRecord], task: str, contender: str, criterion: Cr
     found = []
     for name, (value, values) in searched.items():
         # With two values both are edges, which says nothing; a word has no order.
-        if isinstance(value, (int, float)) and len(set(values)) > 2 and value in (min(values), max(values)):
+        if isinstance(value, (int, float)) and len(set(values)) > 2 and value and value in (min(values), max(values)):
             found.append(f"{name} {'low' if value == min(values) else 'high'}")
     return found
 

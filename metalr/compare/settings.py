@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from metalr.compare.catalog import CLASSIC, CONTENDERS, get_contender
 from metalr.compare.contenders import Contender
 from metalr.compare.run_record import Phase
+from metalr.compare.search import lr_trials
 
 # Report seeds start this far above tuning seeds, and another comparison seed this far above both.
 _SEED_GAP = 1 << 20
@@ -19,13 +18,15 @@ class Settings:
 
     Attributes:
         contenders: names of the registered contenders to tune; None for all that need no package of their own.
-        num_lrs, lr_range: the LR grid, log-spaced factors of the task's base LR, both ends included.
-        draws: parameter settings for each LR of the grid. Every contender gets num_lrs · draws trials; one with
-            fewer parameter settings than draws spends the rest on a finer LR grid over the same range.
+        trials: of every tuned contender, over the LR and its own parameters together; see `metalr.compare.search`.
+        lr_range: factors of the task's base LR between which the LR is searched, evenly on a log scale.
+        extension: more trials of every tuned contender on a task where the best LR of any of them lies on an edge of
+            the range; their LRs are up to 8 times beyond either end. 0 only marks such contenders.
+        price_at: numbers of trials after which the best one so far is reported too, as far as there are so many.
         tuning_seeds, report_seeds: how many of each; they never overlap.
         factors: of the task's base LR, for the comparison with a wrong base LR; empty leaves it out.
         wrong_base: registered contenders in that comparison, at their default parameters; None for all that are tuned.
-        tune_controllers: also give every learned controller its trials, over the same LR grid.
+        tune_controllers: also give every learned controller its trials, over the LR alone.
         targets: also train four optimizers under the same budget; the best of them sets the target that the times
             to target are measured against. Without them the tuned best schedule sets it.
         ablations: show the base schedule, random, untrained and replayed policy beside each learned controller.
@@ -35,9 +36,10 @@ class Settings:
     """
 
     contenders: tuple[str, ...] | None = CLASSIC
-    num_lrs: int = 11
+    trials: int = 16
     lr_range: tuple[float, float] = (1.0 / 32.0, 32.0)
-    draws: int = 1
+    extension: int = 0
+    price_at: tuple[int, ...] = (1, 4, 16, 64)
     tuning_seeds: int = 3
     report_seeds: int = 10
     factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -50,14 +52,19 @@ class Settings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("draws", "tuning_seeds", "report_seeds", "max_runs"):
+        for name in ("trials", "tuning_seeds", "report_seeds", "max_runs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"got {name} {getattr(self, name)}, expected at least 1")
-        low, high = self.lr_range
-        if self.num_lrs < 2 or not 0.0 < low < high < float("inf"):
+        if self.extension < 0 or any(count < 1 for count in self.price_at):
             raise ValueError(
-                f"got {self.num_lrs} LRs in {self.lr_range}, expected at least 2 in a range 0 < low < high of "
-                "factors of the base LR: pass for example num_lrs=11, lr_range=(0.03, 30)"
+                f"got extension {self.extension} and price_at {self.price_at}, expected numbers of trials: at least 0 "
+                "and at least 1"
+            )
+        low, high = self.lr_range
+        if not 0.0 < low <= 1.0 <= high < float("inf") or low == high:
+            raise ValueError(
+                f"got LRs in {self.lr_range}, expected a range 0 < low <= 1 <= high of factors of the base LR, which "
+                "is the first trial: pass for example lr_range=(0.03, 30)"
             )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"got dtype {self.dtype!r}, expected 'float32' or 'float64'")
@@ -67,11 +74,6 @@ class Settings:
             raise ValueError(f"got more than {_SEED_GAP} seeds, expected fewer")
         for name in (*(self.contenders or ()), *(self.wrong_base or ())):
             get_contender(name)
-
-    @property
-    def num_trials(self) -> int:
-        """Trials of every contender that is tuned."""
-        return self.num_lrs * self.draws
 
     def registered(self) -> list[Contender]:
         """The registered contenders that are tuned."""
@@ -86,19 +88,12 @@ class Settings:
 
 
 def trials_of(contender: Contender, settings: Settings) -> list[tuple[dict[str, Any], float]]:
-    """The trials of a contender: (parameters, base LR factor), `settings.num_trials` of them.
+    """The trials of a contender, (parameters, base LR factor): `settings.trials`, then those of an extension.
 
     Example:
         >>> from metalr.compare.catalog import get_contender
         >>> from metalr.compare.settings import Settings
-        >>> [round(factor, 3) for _, factor in trials_of(get_contender("constant"), Settings(num_lrs=3))]
-        [0.031, 1.0, 32.0]
+        >>> [round(factor, 3) for _, factor in trials_of(get_contender("constant"), Settings(trials=4))]
+        [1.0, 0.448, 0.176, 12.642]
     """
-    # At least two LRs for each parameter setting, so that every setting sees both ends of the range.
-    drawn = contender.settings(min(settings.draws, settings.num_trials // 2), settings.seed)
-    share, more = divmod(settings.num_trials, len(drawn))
-    trials = []
-    for index, parameters in enumerate(drawn):
-        for factor in np.geomspace(*settings.lr_range, share + (index < more)):
-            trials.append((parameters, float(factor)))
-    return trials
+    return lr_trials(contender.space, settings.trials, settings.lr_range, settings.seed, extension=settings.extension)

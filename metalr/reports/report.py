@@ -7,10 +7,12 @@ import base64
 import html as escape
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metalr.compare import selection
+from metalr.compare.calibrated import NAME as CALIBRATED
 from metalr.compare.comparison import Comparison
 from metalr.compare.contenders import Kind
 from metalr.compare.run_record import Phase
@@ -24,25 +26,42 @@ def all_grids(comparison: Comparison) -> list[Grid]:
     """Every table of a comparison, task by task, as far as it has got."""
     found = []
     for task in comparison.tasks:
-        if _reached(comparison, task, "report"):
-            found += [tables.result_grid(comparison, task, criterion) for criterion in Criterion]
-        if _reached(comparison, task, "wrong-base"):
-            found += _wrong_base_grids(comparison, task)
-        if _reached(comparison, task, "report"):
-            found.append(tables.time_grid(comparison, task))
-    return found
+        part = _part(comparison, task)
+        if _reached(part, task, "report"):
+            found += [tables.result_grid(part, task, criterion) for criterion in Criterion]
+        if _reached(part, task, "wrong-base"):
+            found += _wrong_base_grids(part, task)
+        if _reached(part, task, "report"):
+            found += [tables.price_grid(part, task), tables.time_grid(part, task)]
+    return found + _average_grids(comparison)
+
+
+def _part(comparison: Comparison, task: str) -> Comparison:
+    """The comparison with the records of one task: tables look through all of them many times."""
+    return replace(comparison, records=[record for record in comparison.records if record.task == task])
+
+
+def _average_grids(comparison: Comparison) -> list[Grid]:
+    """The averages over several tasks, once all of them are finished."""
+    if len(comparison.tasks) < 2 or not all(_reached(comparison, task, "report") for task in comparison.tasks):
+        return []
+    return [tables.average_grid(comparison, criterion) for criterion in Criterion]
 
 
 def _wrong_base_grids(comparison: Comparison, task: str) -> list[Grid]:
-    return [tables.wrong_base_grid(comparison, task, shown=shown) for shown in (tables.LOSS, tables.REGRET)]
+    shown = [tables.LOSS, tables.REGRET]
+    if selection.untuned_runs(comparison.records, task, CALIBRATED):
+        shown.append(tables.OVER_CALIBRATED)
+    return [tables.wrong_base_grid(comparison, task, shown=column) for column in shown]
 
 
 def _reached(comparison: Comparison, task: str, phase: Phase) -> bool:
     """Whether a comparison that may have been stopped has records of a phase, and the reference to read them by."""
     if not selection.contenders_of(comparison.records, task, phase):
         return False
+    reported = {record.seed for record in selection.select(comparison.records, task=task, phase=phase)}
     references = [selection.tuned_best_runs(comparison.records, task, criterion) for criterion in Criterion]
-    return all(len(runs) == comparison.settings.report_seeds for runs in references)
+    return all(reported <= {run.seed for run in runs} for runs in references)
 
 
 def text(comparison: Comparison) -> str:
@@ -65,10 +84,10 @@ def wrong_base_text(comparison: Comparison, task: str | None = None, contenders:
 def settings_line(comparison: Comparison) -> str:
     """One sentence about the budget."""
     s = comparison.settings
+    more = f", {s.extension} more for everyone where a best LR lies on an edge" if s.extension else ""
     return (
-        f"{s.num_trials} trials for each tuned contender ({s.num_lrs} LRs x {s.draws}, "
-        f"x{s.lr_range[0]:.3g} to x{s.lr_range[1]:.3g} of the base LR), {s.tuning_seeds} tuning seeds, "
-        f"{s.report_seeds} fresh seeds."
+        f"{s.trials} trials for each tuned contender over its LR (x{s.lr_range[0]:.3g} to x{s.lr_range[1]:.3g} of the "
+        f"base LR) and its parameters{more}; {s.tuning_seeds} tuning seeds, {s.report_seeds} fresh seeds."
     )
 
 
@@ -136,9 +155,9 @@ def html(comparison: Comparison, path: str | Path) -> Path:
     title = f"Comparison on {', '.join(comparison.tasks)}"
     parts = [f"<h1>{escape.escape(title)}</h1>", f"<p>{escape.escape(settings_line(comparison))}</p>"]
     for task in comparison.tasks:
-        parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(comparison, task)]
+        parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(_part(comparison, task), task)]
     if all(_reached(comparison, task, "report") for task in comparison.tasks):
-        parts.append("<h2>Profiles over all tasks</h2>")
+        parts += ["<h2>All tasks</h2>", *map(text_table.as_html, _average_grids(comparison))]
         parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in Criterion]
         parts.append(_picture(figures.time_profile_figure(comparison)))
     parts += ["<h2>Every setting</h2>", _json(comparison.config), "<h2>Every trial</h2>", *_trials(comparison)]
@@ -163,7 +182,7 @@ def _task_parts(comparison: Comparison, task: str) -> list[str]:
         learned = selection.select(comparison.records, task=task, kind=Kind.LEARNED, phase="wrong-base")
         names = dict.fromkeys(record.contender for record in learned)
         parts += [_picture(figures.repair_figure(comparison, name, task)) for name in names]
-    return [*parts, text_table.as_html(tables.time_grid(comparison, task))]
+    return [*parts, *map(text_table.as_html, (tables.price_grid(comparison, task), tables.time_grid(comparison, task)))]
 
 
 def _picture(drawn: Any) -> str:
@@ -179,10 +198,11 @@ def _json(value: Any) -> str:
 
 
 def _trials(comparison: Comparison) -> list[str]:
-    """Score of every trial, folded away: the grid is published with the result."""
+    """Score of every trial, folded away: the search is published with the result."""
     parts = []
     for task in comparison.tasks:
-        for name in selection.contenders_of(comparison.records, task, "tuning"):
-            grid = tables.trials_grid(comparison, task, name)
+        part = _part(comparison, task)
+        for name in selection.contenders_of(part.records, task, "tuning"):
+            grid = tables.trials_grid(part, task, name)
             parts.append(f"<details><summary>{escape.escape(grid.title)}</summary>{text_table.as_html(grid)}</details>")
     return parts

@@ -11,7 +11,10 @@ from metalr.compare.selection import Criterion
 from metalr.compare.statistics import Interval
 from metalr.reports.text_table import Cell, Estimate, Grid
 
-_FAILURES = "div: diverged runs. idle: runs without progress (final train loss above 0.9 of the untrained loss)."
+_FAILURES = (
+    "div: diverged runs, which count with the loss of the untrained net. idle: runs without progress (final train loss "
+    "above 0.9 of the untrained loss). A loss below 1e-3 of the untrained one counts as that."
+)
 
 
 def number(value: float | None) -> str:
@@ -107,6 +110,10 @@ class WrongBaseColumn:
 
 
 LOSS = WrongBaseColumn("final {split} loss", "interquartile mean", lambda row: row.loss, number, with_failures=True)
+OVER_BEST = WrongBaseColumn("{split} loss ratio", "loss / tuned best's, paired median", lambda row: row.over_best)
+OVER_CALIBRATED = WrongBaseColumn(
+    "{split} loss ratio", "loss / calibrated setting's, paired median", lambda row: row.over_calibrated
+)
 REGRET = WrongBaseColumn(
     "regret, {split} loss", "log(loss / tuned best), floored at 0, paired median", lambda row: row.regret
 )
@@ -127,20 +134,25 @@ def wrong_base_grid(
         task: its name.
         contenders: in this order; None for all.
         criterion: see `results.wrong_base_table`.
-        shown: `LOSS`, `REGRET` or `OVER_COSINE`.
+        shown: `LOSS`, `REGRET`, `OVER_BEST`, `OVER_CALIBRATED` or `OVER_COSINE`.
     """
     rows = results.wrong_base_table(comparison.records, task, contenders, criterion=criterion)
     factors = sorted({row.factor for row in rows if row.factor is not None})
     by_name: dict[str, dict[float | None, WrongBaseRow]] = {}
     for row in rows:
         by_name.setdefault(row.contender, {})[row.factor] = row
+    settings = comparison.settings
+    trials = f"{settings.trials} trials" + (f" (or {settings.extension} more)" if settings.extension else "")
     notes = [
-        f"{shown.statistic} [95 %] over {comparison.settings.report_seeds} fresh seeds; contenders at their default "
-        f"parameters. The tuned rows have had {comparison.settings.num_trials} trials and are the same in every column."
+        f"{shown.statistic} [95 %] over {settings.report_seeds} fresh seeds; contenders at their default parameters. "
+        f"The tuned rows have had {trials} and are the same in every column."
     ]
+    kinds = selection.kinds_of(comparison.records)
+    fixed = [name for name in by_name if kinds.get(name) is Kind.FIXED]
+    if fixed:
+        notes.append(f"The same in every column, because the guess is ignored: {', '.join(fixed)}.")
     if shown.with_failures:
         notes += [note for name, found in by_name.items() for note in _failures(name, found)]
-    kinds = selection.kinds_of(comparison.records)
     return Grid(
         f"{task}: {shown.title.format(split=criterion.reported_on)} when the base LR is wrong",
         ["base LR", *(f"x{factor:g}" for factor in factors)],
@@ -183,8 +195,50 @@ def time_grid(comparison: Comparison, task: str) -> Grid:
     return Grid(f"{task}: inner steps to the target", ["contender", "median steps", "reached"], cells, [note])
 
 
+def price_grid(comparison: Comparison, task: str, criterion: Criterion = Criterion.TRAIN) -> Grid:
+    """The price of tuning: reported loss after 1, 4, 16, 64 trials."""
+    rows = results.price_table(comparison.records, task, criterion, comparison.settings.price_at)
+    counts = sorted({count for row in rows for count in row.loss})
+    cells: list[list[Cell]] = [
+        [row.contender, *(interval(row.loss[count]) if count in row.loss else "-" for count in counts)] for row in rows
+    ]
+    note = (
+        f"interquartile mean [95 %] of the {criterion.reported_on} loss over {comparison.settings.report_seeds} fresh "
+        f"seeds, of the best of the first trials by its {criterion.selected_on} loss on "
+        f"{comparison.settings.tuning_seeds} tuning seeds. The first trial is the defaults at the base LR."
+    )
+    header = ["contender", *(f"{count} trial{'s' if count > 1 else ''}" for count in counts)]
+    return Grid(f"{task}: the price of tuning", header, cells, [note])
+
+
+def average_grid(comparison: Comparison, criterion: Criterion) -> Grid:
+    """Ratios to the tuned best of every task, with their mean with and without the tasks that rule it."""
+    ratios: dict[str, dict[str, float]] = {}
+    for task in comparison.tasks:
+        own = [record for record in comparison.records if record.task == task]
+        for row in results.result_table(own, task, criterion):
+            name = row.contender if row.trials or row.kind is not Kind.LEARNED else f"{row.contender}, untuned"
+            ratios.setdefault(name, {})[task] = row.over_best.value
+    averages, ruling = results.average_table(ratios)
+    without = ["without ruling"] if ruling else []
+    cells: list[list[Cell]] = []
+    for average in averages:
+        means = [average.mean, *([average.without_ruling] if ruling else []), average.median]
+        by_task = [average.ratios.get(task) for task in comparison.tasks]
+        shown = ["-" if value is None else _three_decimals(value) for value in (*means, *by_task)]
+        cells.append([average.contender, *shown])
+    notes = ["loss / tuned best's, paired median over fresh seeds; mean: geometric mean over the tasks."]
+    if ruling:
+        notes.append(f"Ruling the mean, with more than twice an equal share of all log ratios: {', '.join(ruling)}.")
+    header = ["contender", "mean", *without, "median", *comparison.tasks]
+    return Grid(f"All tasks: {criterion.label}", header, cells, notes)
+
+
 def trials_grid(comparison: Comparison, task: str, contender: str) -> Grid:
-    """Mean train and valid loss of every trial of one contender over the tuning seeds; the winners are marked."""
+    """Train and valid loss of every trial of one contender, geometric means over the tuning seeds.
+
+    The winners are marked.
+    """
     runs = selection.tuning_runs(comparison.records, task, contender)
     first = {run.trial: run for run in reversed(runs)}
     scores = {c: selection.trial_scores(comparison.records, task, contender, c) for c in Criterion}

@@ -31,6 +31,8 @@ RECORD = RunRecord(
     valid_metric=0.8,
     test_loss=0.5,
     test_metric=0.7,
+    untrained_valid_loss=2.4,
+    untrained_test_loss=2.5,
 )
 FAILED = replace(
     RECORD,
@@ -73,6 +75,24 @@ def test_a_curve_survives_json(read) -> None:
 
 def test_losses_by_split() -> None:
     assert [RECORD.loss(split) for split in ("train", "valid", "test")] == [0.1 + 0.2, 0.4, 0.5]
+
+
+def test_a_loss_counts_between_a_thousandth_of_the_untrained_one_and_all_of_it() -> None:
+    assert [RECORD.scored(split) for split in ("train", "valid", "test")] == [0.1 + 0.2, 0.4, 0.5]
+    assert [FAILED.scored(split) for split in ("train", "valid", "test")] == [2.3, 2.4, 2.5]
+    tiny = replace(RECORD, train_loss=0.0, valid_loss=1e-9, test_loss=0.0026)
+    assert [tiny.scored(split) for split in ("train", "valid", "test")] == [2.3e-3, 2.4e-3, 0.0026]
+    assert replace(RECORD, train_loss=7.0).scored("train") == 2.3
+
+
+def test_an_older_record_has_one_untrained_loss() -> None:
+    old = {
+        name: value
+        for name, value in RECORD.to_json().items()
+        if name[:11] != "untrained_v" and name[:11] != "untrained_t"
+    }
+    back = RunRecord.from_json(old)
+    assert (back.untrained_loss, back.untrained_valid_loss, back.untrained_test_loss) == (2.3, 2.3, 2.3)
 
 
 def test_an_older_record_calls_an_ablation_a_control() -> None:
