@@ -231,7 +231,7 @@ SCOPES = {
 def test_a_recurrent_controller_with_early_decisions(name, scope, monkeypatch):
     """The same LRs, the same features, and the same raw statistics behind them."""
     task = task_of(name, horizon=80)
-    controller = policies.recurrent_policy(decisions=5, dtype=torch.float64, spacing="doubling")
+    controller = policies.recurrent_policy(decisions=5, dtype=torch.float64, spacing="doubling", head=0.3)
     measured: list[tuple] = []
     observe, observe_start = loop.observations.observe, loop.observations.observe_start
     monkeypatch.setattr(loop.observations, "observe", lambda s, *rest: measured.append(s) or observe(s, *rest))
