@@ -27,27 +27,40 @@ class LRControlEnv(gymnasium.Env):
 
     ## Observation Space
 
-    Box `(16,)`, float32; `soft(x, s)` is x / (s + |x|). Before the first update only `update_ratio` (predicted for
-    that update), `lr_multiplier` and the masks are known; unknown features are 0.
+    Box `(28,)`, float32; `soft(x, s)` is x / (s + |x|). g' and g are the gradients of the last two inner steps, u is
+    the update between them and L the mean loss of the interval. Before the first update only `update_ratio`, `polyak`
+    and `polyak_left` (predicted for that update) and the masks are known; unknown features are 0.
 
     | name | formula | min | max |
     |---|---|---|---|
     | progress | inner steps done / horizon; 0 if the horizon is unknown | 0 | 1 |
-    | lr_multiplier | log(LR in force / (base LR * base schedule)) / 3, clipped | -1 | 1 |
-    | update_ratio | (log10(\|update\| / \|weights\|) + 3) / 3, clipped | -1 | 1 |
-    | loss_total | soft(log(mean loss / mean loss of the first interval), 1) | -1 | 1 |
-    | loss_change | soft(log(mean loss / mean loss of the interval before), 0.1) | -1 | 1 |
-    | loss_over_best | soft(log(mean loss / lowest mean loss so far), 0.1) | 0 | 1 |
-    | loss_slope | soft(slope of log loss / its standard error, 3) | -1 | 1 |
-    | loss_noise | (log10(standard deviation of log loss around its line) + 1) / 2, clipped | -1 | 1 |
-    | loss_exploded | 1 if a loss was not finite or the mean is 4 times the first interval's | 0 | 1 |
+    | log_progress | 1 + log10(progress) / 4, clipped; 0 if the horizon is unknown | 0 | 1 |
+    | lr_multiplier | log(LR in force / (base LR * base schedule)) / 7, clipped | -1 | 1 |
+    | update_ratio | (log10(\|u\| / \|weights\|) + 3) / 3, clipped | -1 | 1 |
+    | polyak | soft(log10(L / \|g'·u\|) - 2, 2) | -1 | 1 |
+    | polyak_left | soft(log10(L / \|g'·u\| / inner steps left), 1) | -1 | 1 |
+    | overshoot | cosine of g and u | -1 | 1 |
+    | overshoot_mean | its running mean, memory 0.7 per decision | -1 | 1 |
+    | edge | soft(-g·u / g'·u, 1), the edge ratio 1 - g·u / g'·u in terms of its distance from 1 | -1 | 1 |
+    | edge_mean | its running mean, memory 0.7 per decision | -1 | 1 |
+    | gradient_cosine | cosine of g' and g | -1 | 1 |
+    | signal_to_noise | (log10(c / (1 - c)) + 1) / 2, clipped; c is its running mean | -1 | 1 |
     | gradient_total | soft(log(gradient norm / that of the first interval), 1) | -1 | 1 |
     | gradient_change | soft(log(gradient norm / that of the interval before), 0.3) | -1 | 1 |
-    | gradient_cosine | cosine of the last two gradients | -1 | 1 |
-    | gradient_cosine_mean | its running mean, memory 0.7 per decision | -1 | 1 |
+    | loss_total | soft(log(L / loss at the start), 1) | -1 | 1 |
+    | loss_change | soft(log(L / that of the interval before), 0.1) | -1 | 1 |
+    | loss_trend | soft(log(L / its running geometric mean), 0.3), memory 0.8 per decision | -1 | 1 |
+    | loss_over_best | soft(log(L / lowest so far), 0.1) | 0 | 1 |
+    | loss_slope | soft(slope of log loss / its standard error, 3); 0 for fewer than 3 losses | -1 | 1 |
+    | loss_slope_left | soft(slope of log loss · inner steps left, 1) | -1 | 1 |
+    | loss_noise | (log10(deviation of log loss from its line) + 1) / 2, clipped; 0 for < 3 losses | -1 | 1 |
+    | loss_exploded | 1 if a loss was not finite or L is 4 times the loss at the start | 0 | 1 |
+    | over_lowest_overshot | soft(log(multiplier / lowest that overshot), 1); -1 before any has | -1 | 1 |
+    | over_steepest | soft(log(multiplier / that of the steepest fall of the loss), 1) | -1 | 1 |
     | has_history | 1 once an interval has been seen | 0 | 1 |
     | has_loss | 1 if losses are passed | 0 | 1 |
     | has_horizon | 1 if the horizon is known | 0 | 1 |
+    | has_gradient | 1 if the gradients could be measured | 0 | 1 |
 
     ## Rewards
 

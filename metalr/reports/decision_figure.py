@@ -7,7 +7,7 @@ from metalr.reports.figures import panels, plain_ticks
 from metalr.schedulers.learned_lr import LearnedLR
 
 # The features that say most; the masks are shown where they are asked for.
-SHOWN = ("loss_total", "loss_slope", "gradient_total", "gradient_cosine_mean", "update_ratio", "loss_exploded")
+SHOWN = ("loss_total", "loss_slope", "update_ratio", "polyak_left", "overshoot_mean", "loss_exploded")
 
 
 def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, ...] = SHOWN, group: int = 0) -> Path:

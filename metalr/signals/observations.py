@@ -196,7 +196,11 @@ def _seen(value: Tensor, context: Context, zero: Tensor) -> Tensor:
     return torch.where(context.has_loss > 0.0, value, torch.full_like(value, torch.nan))
 
 
-def observe_start(prospect: Prospect, state: ObservationState, context: Context) -> tuple[Tensor, ObservationState]:
+def observe_start(
+    prospect: Prospect,
+    state: ObservationState,
+    context: Context,
+) -> tuple[Tensor, ObservationState]:
     """Make the observation before the first update, when only the update that would be made is known.
 
     Args:

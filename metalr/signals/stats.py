@@ -144,13 +144,8 @@ def update_stats(sums: UpdateSums) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
         each.
 
     Example:
-        Gradient descent with LR 0.5 on ½·w² from w = 2: the gradients are 2 and 1, the update is -1.
-
-        >>> from metalr.signals.stats import UpdateSums
-        >>> sums = UpdateSums(*(torch.tensor([[value]]) for value in (4.0, 1.0, 2.0, -2.0, -1.0, 1.0, 1.0)))
-        >>> norm, cosine, update_ratio, log_descent, overshoot, edge_ratio = update_stats(sums)
-        >>> cosine.item(), update_ratio.item(), overshoot.item(), edge_ratio.item()
-        (1.0, 1.0, -1.0, 0.5)
+        Gradient descent with LR 0.5 on ½·w² from w = 2: the gradients are 2 and 1, and the update between them is -1.
+        The cosine is 1, the update ratio 1, the log descent log 2, the overshoot -1 and the edge ratio 0.5.
     """
     return (
         norm(0.5 * (sums.square_before + sums.square_after)),

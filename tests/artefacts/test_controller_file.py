@@ -361,9 +361,8 @@ def scrambled(value, draw: random.Random):
 def test_two_thousand_forged_cards_are_refused_or_stay_in_bounds():
     draw, accepted = random.Random(1), 0
     content = {name: to_bytes(c) for name, c in CONTROLLERS_UNDER_TEST.items()}
-    observation = torch.randn(
-        4, 1, NUM_FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    ).clamp(-1.0, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.randn(4, 1, NUM_FEATURES, dtype=torch.float64, generator=generator).clamp(-1.0, 1.0)
     for _ in range(2000):
         forgery = with_card(
             lambda card: card.update(controller=scrambled(card["controller"], draw)),

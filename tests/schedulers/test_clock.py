@@ -20,11 +20,11 @@ def run(clock: DecisionClock, updates: int) -> list[int]:
     return taken
 
 
-@given(st.integers(1, 30), st.integers(2, 400))
-def test_decisions_fall_where_the_engine_has_them(decisions, extra):
+@given(st.integers(1, 30), st.integers(0, 400), st.sampled_from(["even", "doubling"]))
+def test_decisions_fall_where_the_engine_has_them(decisions, extra, spacing):
     horizon = 2 * decisions + extra
-    clock = DecisionClock(horizon, decisions)
-    assert run(clock, 2 * horizon) == decision_steps(horizon, decisions)[1:]
+    clock = DecisionClock(horizon, decisions, spacing=spacing)
+    assert run(clock, 2 * horizon) == decision_steps(horizon, decisions, spacing)[1:]
     assert clock.next_decision is clock.updates_left is None
     assert clock.over
     assert not clock.due
@@ -35,6 +35,51 @@ def test_an_unknown_horizon_has_decisions_at_equal_intervals():
     assert run(clock, 17) == [4, 8, 12, 16]
     assert clock.progress == 0.0
     assert not clock.over
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        (2, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
+        (3, [2, 4, 7, 10, 13, 16, 19]),
+        (8, [2, 4, 8, 16]),
+        (10, [2, 4, 8, 16]),
+        (16, [2, 4, 8, 16]),
+    ],
+)
+def test_early_decisions_of_an_unknown_horizon(gap, expected):
+    clock = DecisionClock(None, 5, steps_per_action=gap, spacing="doubling")
+    assert run(clock, 20) == expected
+
+
+@given(st.integers(2, 300))
+def test_intervals_of_an_unknown_horizon_double_until_the_given_length(gap):
+    taken = run(DecisionClock(None, 5, steps_per_action=gap, spacing="doubling"), 2000)
+    gaps = [b - a for a, b in zip([0, *taken], taken, strict=False)]
+    assert gaps[0] == 2
+    assert all(later == min(gap, at) for at, later in zip(taken, gaps[1:], strict=False))
+    assert gaps[-1] == gap
+
+
+@pytest.mark.parametrize("at", range(0, 60, 7))
+@pytest.mark.parametrize("horizon", [60, None])
+def test_early_decisions_go_on_in_a_loaded_clock(horizon, at):
+    options = {"steps_per_action": 9, "spacing": "doubling"}
+    whole, clock, other = (DecisionClock(horizon, 6, **options) for _ in range(3))
+    expected = run(whole, 60)
+    taken = run(clock, at)
+    other.load_state(clock.state())
+    assert taken + run(other, 60 - at) == expected
+    assert len(expected) > 6
+
+
+def test_a_run_that_is_lengthened_early_doubles_on():
+    clock = DecisionClock(20, 5, spacing="doubling")
+    assert decision_steps(20, 5, "doubling") == [0, 2, 4, 8, 12, 16]
+    assert run(clock, 5) == [2, 4]
+    clock.set_horizon(100)
+    assert decision_steps(100, 5, "doubling") == [0, 2, 4, 8, 16, 32, 55, 77]  # 68 are left after 32: 22.7 each
+    assert run(clock, 60) == [8, 16, 32, 55]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))

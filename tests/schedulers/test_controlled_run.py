@@ -26,15 +26,16 @@ class Stub:
     def clear(self) -> None:
         pass
 
-    def prospective_ratio(self, lrs: list[float]) -> torch.Tensor:
-        return torch.full((1, self.num_groups), lrs[0], dtype=torch.float64)
+    def prospect(self, lrs: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        ratio = torch.full((1, self.num_groups), lrs[0], dtype=torch.float64)
+        return ratio, (0.1 * ratio).log()
 
     def on_device(self) -> torch.Tensor:
-        return torch.ones(1, 3, dtype=torch.float64)
+        return torch.ones(1, 7, dtype=torch.float64)
 
     def statistics(self, measurement: torch.Tensor) -> tuple[torch.Tensor, ...]:
         one = torch.ones(1, self.num_groups, dtype=torch.float64)
-        return one * measurement[0, 0], one * 0.5, one * 1e-3
+        return one * measurement[0, 0], one * 0.5, one * 1e-3, one * -4.0, one * 0.1, one * 1.5
 
     def state(self) -> dict:
         return {}

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from metalr.control import loop
 from metalr.control.actions import ActionSpec
+from metalr.control.loop import Known
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.reference import RandomController, ScheduleController
 from metalr.engine.episodes import Episode, run_episode
@@ -195,7 +197,7 @@ def test_one_controller_over_all_parameter_groups():
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_without_losses(name):
     task, controller = task_of(name), random_policy(ANCHORED)
-    episode = in_engine(controller, task, RATES[name], has_loss=False)
+    episode = in_engine(controller, task, RATES[name], known=Known(loss=0.0))
     rates = in_plain_loop(controller, task, RATES[name], calls=without_loss)[0]
     assert_same(episode, rates)
     assert not torch.allclose(episode.lr, in_engine(controller, task, RATES[name]).lr)
@@ -209,13 +211,48 @@ def test_losses_passed_to_step_are_missing_at_the_first_decision_only():
     assert [row[has_loss] for row in observed] == [1.0] * DECISIONS
     assert [row[has_loss] for row in passed] == [0.0] + [1.0] * (DECISIONS - 1)
 
-    # A policy that does not see has_loss sets the same LRs either way.
-    blind = PolicyController(
-        controller.network, ANCHORED, controller.schedule, DECISIONS, tuple(n for n in FEATURE_NAMES if n != "has_loss")
-    )
+    # A policy that sees nothing of the loss at the start sets the same LRs either way.
+    from_start = {"has_loss", "polyak", "polyak_left", "loss_total", "loss_change", "loss_over_best", "over_steepest"}
+    visible = tuple(name for name in FEATURE_NAMES if name not in from_start)
+    blind = PolicyController(controller.network, ANCHORED, controller.schedule, DECISIONS, visible)
     first = in_plain_loop(blind, task, 0.05)[0]
     assert torch.equal(first, in_plain_loop(blind, task, 0.05, calls=loss_to_step)[0])
     assert_same(in_engine(blind, task, 0.05), first)
+
+
+SCOPES = {
+    "global": {},
+    "param_group": {"groups": [["layers.0.weight", "layers.0.bias"], ["layers.1.weight", "layers.1.bias"]]},
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_recurrent_controller_with_early_decisions(name, scope, monkeypatch):
+    """The same LRs, the same features, and the same raw statistics behind them."""
+    task = task_of(name, horizon=80)
+    controller = policies.recurrent_policy(decisions=5, dtype=torch.float64, spacing="doubling", head=0.3)
+    measured: list[tuple] = []
+    observe, observe_start = loop.observations.observe, loop.observations.observe_start
+    monkeypatch.setattr(loop.observations, "observe", lambda s, *rest: measured.append(s) or observe(s, *rest))
+    monkeypatch.setattr(
+        loop.observations, "observe_start", lambda p, *rest: measured.append(p) or observe_start(p, *rest)
+    )
+    episode = in_engine(controller, task, RATES[name], **SCOPES[scope])
+    in_training, measured[:] = [*measured], []
+    rates, seen, _, _ = in_plain_loop(controller, task, RATES[name], scope=scope, **SCOPES[scope])
+    # 16 is the spacing of five even decisions; 64 updates are left after it, for four more intervals.
+    assert len(measured) == len(in_training) == len(seen) == len([0, 2, 4, 8, 16, 32, 48, 64])
+    assert_same(episode, rates)
+    assert episode.multipliers[:, 0, 0].unique().numel() == len(seen)
+    for mine, theirs in zip(measured, in_training, strict=True):
+        for field in mine._fields:
+            torch.testing.assert_close(
+                getattr(mine, field), getattr(theirs, field), rtol=1e-7, atol=1e-9, msg=lambda m, f=field: f"{f}: {m}"
+            )
+    if scope == "global":
+        shown = torch.tensor(seen, dtype=torch.float64)
+        torch.testing.assert_close(shown, episode.observations[:, 0, 0], rtol=0.0, atol=1e-8)
 
 
 def without_hooks(scheduler, optimizer, loss, t) -> None:

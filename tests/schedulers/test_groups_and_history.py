@@ -136,21 +136,25 @@ def test_without_measuring_nothing_is_held():
     scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON, measure=False)
     for _ in range(HORIZON):
         training.update(scheduler)
-        assert scheduler.run.meter.buffers is None
+        assert scheduler.run.meter.held is None
     features = scheduler.explain()["features"]
-    assert features["gradient_cosine"] == features["update_ratio"] == [0.0]
+    for name in ("update_ratio", "polyak", "overshoot", "edge", "gradient_cosine", "signal_to_noise", "has_gradient"):
+        assert features[name] == [0.0], name
     assert features["loss_total"] != [0.0]
 
 
-def test_measuring_holds_one_copy_and_only_between_the_last_two_updates():
-    training = Training()
+@pytest.mark.parametrize(("kind", "copies"), [("sgd", 1), ("adam", 2)])
+def test_measuring_holds_copies_only_between_the_last_two_updates(kind, copies):
+    """Of the gradients, and of the weights unless the optimizer holds its update, as SGD with momentum does."""
+    training = Training(kind=kind)
     scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON)
     size = sum(p.numel() for p in training.model.parameters())
-    held = []
+    counted = []
     for _ in range(HORIZON):
         training.update(scheduler)
-        buffers = scheduler.run.meter.buffers
-        held.append(0 if buffers is None else sum(b.numel() for group in buffers for b in group))
-    # Decisions fall at updates 5, 9, 14 and 18; their last update but one leaves a copy behind.
-    assert [t for t, count in enumerate(held) if count] == [3, 7, 12, 16]
-    assert set(held) == {0, size}
+        held = scheduler.run.meter.held
+        lists = [] if held is None else held.gradients + held.weights
+        counted.append(sum(tensor.numel() for group in lists for tensor in group))
+    # Decisions fall at updates 5, 9, 14 and 18; their last update but one leaves copies behind.
+    assert [t for t, count in enumerate(counted) if count] == [3, 7, 12, 16]
+    assert set(counted) == {0, copies * size}

@@ -147,30 +147,40 @@ def test_an_update_that_fails_and_is_retried_changes_nothing(at, kind):
     assert [update_with_retry(hard, scheduler) for _ in range(HORIZON)] == expected
 
 
-@breaker_may_speak
-def test_after_a_retry_with_other_gradients_nothing_is_known_of_them():
-    """Decisions fall at updates 5, 9, …; the gradients of update 4 are compared with those of update 3."""
-    training = Training()
-    scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON)
+def with_other_gradients(training: Training, at: int) -> None:
+    """From now on, the gradients of update number `at` are others."""
     original = training.loss
 
-    def other_batch() -> None:
-        def loss():
-            value = original()
+    def loss():
+        value = original()
+        if training.updates == at:
             for p in training.model.parameters():
-                p.grad.mul_(0.5)
-            training.loss = original
-            return value
+                p.grad = p.grad.flip(0) * 0.5
+        return value
 
-        training.loss = loss
+    training.loss = loss
 
-    failing(training, 4, after=other_batch)
-    for _ in range(6):
-        update_with_retry(training, scheduler)
-    features = scheduler.history[-1]["features"]
-    assert scheduler.history[-1]["updates"] == 5
-    assert features["gradient_cosine"] == features["update_ratio"] == [0.0]
-    assert features["loss_noise"] != [0.0]
+
+@breaker_may_speak
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("at", [0, 3, 4])
+def test_after_a_retry_with_other_gradients_those_count(at, kind):
+    """Decisions fall at updates 0, 5, 9, …; the gradients of update 4 are compared with those of update 3."""
+    hard, calm, same = (Training(kind=kind) for _ in range(3))
+    made = []
+    for training in (hard, calm, same):
+        scheduler = LearnedLR(training.optimizer, random_policy(), HORIZON)
+        if training is hard:
+            failing(training, at, after=lambda: with_other_gradients(hard, at))
+        elif training is calm:
+            with_other_gradients(training, at)
+        rates = [update_with_retry(training, scheduler) for _ in range(6)]
+        assert scheduler.history[-1]["updates"] == 5
+        made.append((rates, scheduler.history))
+    if at > 0:
+        assert made[0] == made[1] != made[2]
+    else:  # the first decision came before the failure, and stands
+        assert made[0][1][0] == made[2][1][0]
 
 
 @breaker_may_speak
@@ -381,7 +391,7 @@ def still(action: float = 0.0, **options) -> PolicyController:
     return PolicyController(network, ActionSpec(alpha=1.0), Constant(), 5, **options)
 
 
-def test_the_breaker_cuts_below_the_base_and_lifts_slowly():
+def test_the_breaker_cuts_below_what_was_good_and_lifts_slowly():
     training = Training()
     scheduler = LearnedLR(training.optimizer, still(0.5), 50, decisions=10)
 
@@ -394,9 +404,9 @@ def test_the_breaker_cuts_below_the_base_and_lifts_slowly():
     with pytest.warns(UserWarning, match="the loss exploded or was not finite before update 10") as caught:
         run()
     multipliers = [entry["lr_multiplier"][0] for entry in scheduler.history]
-    base = math.exp(0.5)
-    assert multipliers[:3] == pytest.approx([base, base, 0.3])
-    assert multipliers[3:] == pytest.approx([min(0.3 * 1.3**k, base) for k in range(1, 8)])
+    good = math.exp(0.5)
+    assert multipliers[:3] == pytest.approx([good, good, 0.3 * good])
+    assert multipliers[3:] == pytest.approx([good * min(0.3 * 1.3**k, 1.0) for k in range(1, 8)])
     assert len([w for w in caught if "exploded" in str(w.message)]) == 1
 
 

@@ -34,6 +34,10 @@ def norm(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors]).norm()
 
 
+def product(first, second):
+    return sum((a * b).sum() for a, b in zip(first, second, strict=True))
+
+
 def place(tensor, *, aligned):
     """The same numbers on a boundary at which a scalar product may begin, or eight bytes after it."""
     flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
@@ -51,27 +55,29 @@ def test_the_statistics_are_those_of_copies(name, scope, aligned, on_host, monke
     params = [torch.nn.Parameter(place(p, aligned=aligned)) for p in params]
     optimizer = OPTIMIZERS[name]([{"params": params[:2]}, {"params": params[2:]}])
     meter = OptimizerMeter(optimizer, scope)
-    gradients = []
+    gradients, weights = [], []
     for before, after in ((None, None), (meter.before_second_last, None), (meter.before_last, meter.after_last)):
         for p in params:
             p.grad = place(torch.randn(p.shape, generator=generator, dtype=torch.float64), aligned=aligned)
         gradients.append([p.grad.clone() for p in params])
-        weights = [p.detach().clone() for p in params]
+        weights.append([p.detach().clone() for p in params])
         if before:
             before()
-        assert all(torch.equal(p, old) for p, old in zip(params, weights, strict=True))  # only read
+        assert all(torch.equal(p, old) for p, old in zip(params, weights[-1], strict=True))  # only read
         assert all(torch.equal(p.grad, old) for p, old in zip(params, gradients[-1], strict=True))
         optimizer.step()
         if after:
             after()
-    updates = [p.detach() - old for p, old in zip(params, weights, strict=True)]
-    got = torch.stack(meter.statistics(meter.on_device()))[:, 0].T  # (num_groups, 3)
+    updates = [new - old for new, old in zip(weights[2], weights[1], strict=True)]
+    got = torch.stack(meter.statistics(meter.on_device()))[:, 0].T  # (num_groups, 6)
     for numbers, part in zip(got, [slice(0, 2), slice(2, 3)] if scope == "param_group" else [slice(0, 3)], strict=True):
-        first, last = gradients[1][part], gradients[2][part]
-        product = sum((a * b).sum() for a, b in zip(first, last, strict=True))
+        first, last, update = gradients[1][part], gradients[2][part], updates[part]
         expected = [
             ((norm(first) ** 2 + norm(last) ** 2) / 2.0).sqrt(),
-            product / (norm(first) * norm(last)),
-            norm(updates[part]) / norm(weights[part]),
+            product(first, last) / (norm(first) * norm(last)),
+            norm(update) / norm(weights[2][part]),
+            product(first, update).abs().log(),
+            product(last, update) / (norm(last) * norm(update)),
+            1.0 - product(last, update) / product(first, update),
         ]
         torch.testing.assert_close(numbers, torch.stack(expected), rtol=1e-12, atol=0.0)

@@ -63,8 +63,14 @@ def recurrent_policy(
     visible: tuple[str, ...] | None = None,
     dtype: torch.dtype = torch.float32,
     spacing: Spacing = "even",
+    head: float = 1.0,
 ) -> RecurrentPolicyController:
-    """A recurrent policy with four numbers of memory; arguments as in `random_policy`."""
+    """A recurrent policy with four numbers of memory.
+
+    Args:
+        decisions, visible, dtype, spacing: as in `random_policy`.
+        head: standard deviation of the weights that read the memory; at 0.3 no action is clipped.
+    """
     generator = torch.Generator().manual_seed(1)
     shapes = {
         "from_input.weight": (12, NUM_FEATURES),
@@ -75,6 +81,7 @@ def recurrent_policy(
         "head.bias": (1,),
     }
     weights = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    weights |= {name: head * weights[name] for name in ("head.weight", "head.bias")}
     action, schedule = ActionSpec(alpha=1.0), Cosine(floor=0.1)
     return RecurrentPolicyController(weights, action, schedule, decisions, visible, spacing)
 
