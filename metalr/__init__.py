@@ -6,7 +6,13 @@ for x, y in loader:
     scheduler.observe(loss); optimizer.step(); scheduler.step()
 """
 
-from metalr.artefacts.controller_file import load_card, load_controller, load_scheduler, save_controller
+from metalr.artefacts.controller_file import (
+    list_controllers,
+    load_card,
+    load_controller,
+    load_scheduler,
+    save_controller,
+)
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.tasks.catalog import TASKS, make_task
@@ -22,6 +28,7 @@ __all__ = [
     "ScheduleLR",
     "Task",
     "TaskFamily",
+    "list_controllers",
     "load_card",
     "load_controller",
     "load_scheduler",

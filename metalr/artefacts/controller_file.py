@@ -26,7 +26,7 @@ from metalr.control.controller import Controller
 from metalr.control.lr import schedule_limit
 from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
-from metalr.schedules import Schedule
+from metalr.schedules import Constant, Schedule
 from metalr.signals.observations import OBSERVATION_VERSION
 from metalr.signals.stats import Prospect
 
@@ -108,6 +108,20 @@ def load_controller(source: str | Path) -> Controller:
     return from_bytes(_read(path), str(path))[0]
 
 
+def list_controllers() -> dict[str, str]:
+    """The shipped controllers: name -> one sentence from its card.
+
+    Example:
+        >>> sorted(list_controllers())
+        ['general']
+    """
+    found = {}
+    for path in sorted(SHIPPED.glob("*.safetensors")):
+        about = load_card(path)["about"]
+        found[path.stem] = str(about.get("summary", ""))
+    return found
+
+
 def load_card(source: str | Path) -> dict[str, Any]:
     """The card of a controller file: `controller`, `about`, the versions, and `bounds`.
 
@@ -134,7 +148,7 @@ def load_scheduler(
         source: the path of a `.safetensors` file, or the name of a shipped controller.
         optimizer: any `torch.optim.Optimizer`; its LR is the guess that the controller corrects.
         horizon: optimizer updates in the run (not epochs); None if unknown.
-        base: base schedule to replace the controller's own.
+        base: base schedule to replace the controller's own; without a horizon, by default, a constant one.
         options: of `LearnedLR`: decisions, steps_per_action, scope, hooks, distributed, measure, expects_loss.
 
     Raises:
@@ -143,6 +157,8 @@ def load_scheduler(
     """
     path = _locate(source)
     controller, card = from_bytes(_read(path), str(path))
+    if base is None and horizon is None:
+        base = Constant()
     if base is not None:
         controller = controller.with_schedule(base)
     return LearnedLR(optimizer, controller, horizon, **{"expects_loss": needs_losses(card), **options})

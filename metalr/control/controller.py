@@ -57,6 +57,16 @@ def decision_steps(horizon: int, decisions: int, spacing: Spacing = "even") -> l
     return early + [start + (2 * d * rest + count) // (2 * count) for d in range(count)]
 
 
+def fitting_decisions(decisions: int, horizon: int) -> int:
+    """The number of decisions for a run that may be too short for all of them: at most one for every two inner steps.
+
+    Example:
+        >>> fitting_decisions(40, horizon=1000), fitting_decisions(40, horizon=30)
+        (40, 15)
+    """
+    return min(decisions, max(horizon // 2, 1))
+
+
 class Controller(ABC):
     """The interface of every controller. Subclasses are final.
 
@@ -87,8 +97,12 @@ class Controller(ABC):
         """
 
     def decision_steps(self, horizon: int) -> list[int]:
-        """The inner steps of a run at which its decisions fall, as from the function of this name."""
-        return decision_steps(horizon, self.decisions, self.spacing)
+        """The inner steps of a run at which its decisions fall; a short run has fewer of them.
+
+        Raises:
+            ValueError: the horizon is below 2.
+        """
+        return decision_steps(horizon, fitting_decisions(self.decisions, horizon), self.spacing)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def run_episode(
         runs: the engine; its runs are started anew.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, the LR that the controller is given.
-        decisions: per run; the controller's own number by default.
+        decisions: per run; by default the controller's own number, or fewer in a run too short for them.
         known: what the runs show, a number for all or `(num_runs, 1)`: `Known(loss=0.0)` hides the losses.
         splits: evaluated at the last step.
 
@@ -59,7 +59,9 @@ def run_episode(
         ValueError: the horizon has fewer than two inner steps for each decision, or `base_lr` has another shape.
     """
     horizon = runs.task.horizon
-    starts = decision_steps(horizon, controller.decisions if decisions is None else decisions, controller.spacing)
+    starts = controller.decision_steps(horizon)
+    if decisions is not None:
+        starts = decision_steps(horizon, decisions, controller.spacing)
     if tuple(base_lr.shape) != (runs.num_runs,):
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalr.control.controller import Spacing, decision_steps
+from metalr.control.controller import Spacing, decision_steps, fitting_decisions
 
 
 def check_horizon(horizon: int) -> int:
@@ -38,6 +38,7 @@ class DecisionClock:
         decisions: per run of known horizon.
         steps_per_action: updates between decisions if the horizon is unknown.
         spacing: of the decisions, as for `metalr.control.controller.decision_steps`.
+        fitted: a run too short for the decisions has fewer; otherwise it is refused.
 
     Attributes:
         horizon: current horizon.
@@ -61,8 +62,11 @@ class DecisionClock:
         decisions: int,
         steps_per_action: int | None = None,
         spacing: Spacing = "even",
+        *,
+        fitted: bool = False,
     ) -> None:
         self.decisions = int(decisions)
+        self.fitted = fitted
         self.spacing = spacing
         self.steps_per_action = None if steps_per_action is None else int(steps_per_action)
         self._skips: list[tuple[int, Tensor]] = []
@@ -87,7 +91,8 @@ class DecisionClock:
         """
         if horizon is not None:
             horizon = check_horizon(horizon)
-            self._stops = decision_steps(horizon, self.decisions, self.spacing)[1:]
+            decisions = fitting_decisions(self.decisions, horizon) if self.fitted else self.decisions
+            self._stops = decision_steps(horizon, decisions, self.spacing)[1:]
         elif self.steps_per_action is None or self.steps_per_action < 2:
             raise ValueError(
                 f"got horizon None with steps_per_action {self.steps_per_action}, expected the horizon in optimizer "

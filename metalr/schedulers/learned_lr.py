@@ -65,7 +65,7 @@ class LearnedLR(LRScheduler):
         horizon: optimizer updates in the run. In a run that continues beyond it, the multiplier stays and the schedule
             is evaluated at progress above 1. None if unknown; then `steps_per_action` is required and the base schedule
             must be constant.
-        decisions: per run; by default the controller's own number.
+        decisions: per run; by default the controller's own number, or fewer in a run too short for them.
         steps_per_action: updates between decisions if the horizon is unknown.
         scope: "global" for a single multiplier, "param_group" for one per parameter group.
         hooks: False where hooks are unwelcome, as with a compiled `optimizer.step`; then call `observe` immediately
@@ -106,7 +106,11 @@ class LearnedLR(LRScheduler):
         # The base constructor calls step(), so everything that step() reads is set first.
         self.controller = controller
         self._clock = clock = DecisionClock(
-            horizon, controller.decisions if decisions is None else decisions, steps_per_action, controller.spacing
+            horizon,
+            controller.decisions if decisions is None else decisions,
+            steps_per_action,
+            controller.spacing,
+            fitted=decisions is None,
         )
         meter = OptimizerMeter(optimizer, scope, measure=measure)
         # Ranks pair up as early as this, because one whose data ends before its first update must still be counted.
