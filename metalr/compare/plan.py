@@ -17,7 +17,7 @@ from metalr.compare.fingerprints import describe_task
 from metalr.compare.run_record import NO_TRIAL, Phase, PlannedRun, RunRecord
 from metalr.compare.selection import Criterion, best_trial, edges
 from metalr.compare.settings import Settings, trials_of
-from metalr.control.controller import Controller, decision_steps
+from metalr.control.controller import Controller
 from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
 from metalr.tasks.task import Task
@@ -69,7 +69,7 @@ class Plan:
         _require_different([task.name for task in tasks], "task")
         for task in tasks:
             for controller in (*(c.learned for c in self.learned), *(c.variant for c in self.ablations)):
-                decision_steps(task.horizon, controller.decisions)
+                controller.decision_steps(task.horizon)
 
     def contenders(self, task: Task) -> dict[str, Contender]:
         """Everyone who may have runs on a task, by name."""
