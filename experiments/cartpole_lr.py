@@ -178,7 +178,7 @@ def run(agent: str, contender: str, factor: float, seed: int, args: Args) -> Rec
     if contender in OPEN_LOOP:
         learning_rate = sb3_learning_rate(OPEN_LOOP[contender], base_lr)
     else:
-        source = "mnist1d-mlp" if contender == "shipped" else str(controller_file(args))
+        source = "general" if contender == "shipped" else str(controller_file(args))
         callbacks.append(ControlledLR(controller_of(source)))
     model = build(agent, learning_rate, seed)
     model.learn(timesteps, callback=CallbackList(callbacks))

@@ -22,7 +22,7 @@ FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "con
 USE = """
 import metalr, metalr.agents.ppo, metalr.envs, torch
 optimizer = torch.optim.SGD(torch.nn.Linear(3, 1).parameters(), lr=0.1)
-metalr.load_scheduler("mnist1d-mlp", optimizer, horizon=200)
+metalr.load_scheduler("general", optimizer, horizon=200)
 print(metalr.__file__, metalr.agents.ppo.__file__)
 """
 

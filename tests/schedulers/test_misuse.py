@@ -45,7 +45,7 @@ def without_losses(training: Training, scheduler, updates: int = LONG) -> None:
 
 def test_a_controller_that_needs_losses_and_gets_none():
     training = Training()
-    scheduler = load_scheduler("mnist1d-mlp", training.optimizer, LONG)
+    scheduler = load_scheduler("general", training.optimizer, LONG)
     (message,) = warned(lambda: without_losses(training, scheduler))
     assert "no loss was observed by the second decision" in message
 
@@ -68,7 +68,7 @@ def test_a_state_blind_controller_needs_no_losses(tmp_path):
 
 def test_losses_passed_to_step_are_losses():
     training = Training()
-    scheduler = load_scheduler("mnist1d-mlp", training.optimizer, LONG)
+    scheduler = load_scheduler("general", training.optimizer, LONG)
 
     def run() -> None:
         for _ in range(LONG):
