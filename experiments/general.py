@@ -2,30 +2,37 @@
 
     python -m experiments.general                   # oracle curves, clone, rounds of rollouts, polish, validation
     python -m experiments.general --student-seed 1  # another student on the same curves
+    python -m experiments.general --ship            # the same as the first, and write the file that is shipped
 
 Every piece is a file under `--folder`: a command that was cut off resumes, and several workers share the work. The
 controllers are judged on the *meta-validation* family, which is another distribution than that of the training: from
 base LRs that are wrong by up to a hundred times, the log final train loss over that of the best of 15 LRs under the
-same base schedule and on the same seeds. The meta-test set is not touched here.
+same base schedule and on the same seeds. Their rivals are that schedule and cosine from the same base LRs, an edge
+rule, and the calibrated setting, which is one LR for each kind of optimizer, fitted on the curves of the training and
+read off those of the validation. The meta-test set is not touched here.
 """
 
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.support import harness, records
 from metalr.agents.clone import CloneConfig, CloneFolder, ClonePolicy, EpisodeStore, roll_out
 from metalr.agents.polish import PolishConfig, polish
+from metalr.artefacts.controller_file import SHIPPED, to_bytes
+from metalr.compare import calibrated
 from metalr.compare.oracle import Grid
 from metalr.control.controller import Controller
 from metalr.control.reference import ScheduleController
 from metalr.control.rules import EdgeRule
+from metalr.files import write_whole
 from metalr.schedules import Cosine
 from metalr.tasks.general import draw_task
 
@@ -53,6 +60,8 @@ class Args(harness.Options):
     """Updates from whole-run outcomes after the cloning."""
     student_seed: int = 0
     """Of the student."""
+    ship: bool = False
+    """Write the better of clone and polished clone into the package."""
     workers: int = 1
     """Processes that train runs; each takes one core."""
 
@@ -170,6 +179,65 @@ def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row
     return rows
 
 
+def calibrated_rows(args: Args) -> list[records.Row]:
+    """The rows of the calibrated setting: the regret of its LR on the curves of the validation tasks."""
+    train, validation = (folder_of(args, split) for split in ("meta-train", "meta-validation"))
+    lrs = calibrated.fit([_shifted_curve(train, index) for index in range(args.tasks)])
+    rows = []
+    for index in range(args.validation_tasks):
+        planned = validation.plan(index)
+        curve = _shifted_curve(validation, index)
+        if not planned.horizon_known or curve.kind not in lrs:
+            continue
+        regret = float(curve.at(np.log([lrs[curve.kind]]))[0])
+        task = {"task": planned.task.name, "horizon": planned.task.horizon}
+        shared = {"controller": "calibrated", **task, "log_regret": regret, "diverged": 0, "runs": 0, "seed": None}
+        rows += [{**shared, "factor": factor} for factor in FACTORS]
+    return rows
+
+
+def _shifted_curve(folder: CloneFolder, index: int) -> calibrated.LossCurve:
+    """The curve of a task against lr / (1 - momentum), so that one LR can serve every momentum."""
+    planned, (curve, _) = folder.plan(index), folder.oracle(index)
+    optimizer = planned.task.optimizer
+    log_lr = curve.log_lrs.numpy() - np.log1p(-getattr(optimizer, "momentum", 0.0))
+    mean = curve.log_loss.mean(1)
+    return calibrated.LossCurve(planned.task.name, type(optimizer).__name__, log_lr, (mean - mean.min()).numpy())
+
+
+def ship(args: Args, rows: list[records.Row], controllers: dict[str, Controller]) -> Path:
+    """Write the controller with the lowest mean log regret of the learned ones into the package, with its card."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([row["log_regret"] for row in rows if row["controller"] == name]))
+
+    best = min((name for name in controllers if name in ("clone", "polished")), key=mean)
+    config = asdict(config_of(args))
+    about = {
+        "summary": "for supervised tasks that it has never seen; trained on tiny random ones",
+        "command": f"python -m experiments.general --student-seed {args.student_seed} --ship",
+        "tasks": f"{args.tasks} of the family meta-train of metalr.tasks.general",
+        "horizons": "40 to 2,000 updates in training",
+        "decisions_trained": list(config["decisions"]),
+        "guess": "base LRs from 0.01 to 100 times the best",
+        "stage": best,
+        "settings": {name: value for name, value in config.items() if isinstance(value, (int, float))},
+        "validation": {name: _by_factor(rows, name) for name in dict.fromkeys(row["controller"] for row in rows)},
+        "made_with": records.circumstances("cpu"),
+        "limits": "not tested yet on the meta-test set; RMSprop, attention and text are not in its training",
+    }
+    path = Path("runs/general.safetensors") if args.smoke else SHIPPED / "general.safetensors"
+    write_whole(path, to_bytes(controllers[best], about))
+    return path
+
+
+def _by_factor(rows: list[records.Row], name: str) -> dict[str, float]:
+    """Guess -> geometric mean over the tasks of the final loss over that of the best LR."""
+    own = [row for row in rows if row["controller"] == name]
+    means = {factor: np.mean([row["log_regret"] for row in own if row["factor"] == factor]) for factor in FACTORS}
+    return {f"x{factor:g}": round(float(np.exp(value)), 3) for factor, value in means.items()}
+
+
 def summary(rows: list[records.Row]) -> str:
     """Mean, median and 90th percentile of the log regret by controller and guess."""
     lines = []
@@ -203,9 +271,11 @@ def main(args: Args) -> None:
     }
     if args.polish_updates:
         controllers["polished"] = polished(args, policy).controller(config)
-    rows = validate(args, controllers)
+    rows = [*validate(args, controllers), *calibrated_rows(args)]
     print("log regret, mean / median / 90th percentile over tasks\n" + summary(rows))
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
+    if args.ship:
+        print(ship(args, rows, controllers))
 
 
 if __name__ == "__main__":
