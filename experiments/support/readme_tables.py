@@ -7,12 +7,14 @@ test fails where one of them differs:
 """
 
 import json
+import math
 import re
 import statistics as stdlib
 from collections.abc import Callable
 from typing import Any
 
 from experiments.support import records
+from metalr.artefacts.controller_file import load_card
 from metalr.compare import results, selection
 from metalr.compare.comparison import load
 from metalr.compare.contenders import Kind
@@ -52,16 +54,41 @@ def demo() -> str:
 
 
 def transfer() -> str:
-    """Final train loss of the shipped controller and of cosine over tuned cosine's, on unseen tasks."""
+    """Final train loss of the shipped controller and of two schedules over the tuned best's, on shipped tasks."""
     rows = _rows("transfer.jsonl")
-    ratio = {(row["task"], row["contender"], row["factor"]): row["over_tuned_cosine"] for row in rows}
+    ratio = {(row["task"], row["contender"], row["factor"]): row["over_tuned_best"] for row in rows}
     factors = sorted({row["factor"] for row in rows})
-    learned = next(row["contender"] for row in rows if row["contender"] != "cosine")
-    header = ["task, none but the first seen in training", *(f"×{factor:g}" for factor in factors)]
-    lines = [[*header, f"cosine itself: ×{factors[0]:g}", *(f"×{factor:g}" for factor in factors[1:])]]
+    names = ["general", "wsd-linear", "cosine"]
+    titles = [
+        f"{name}: ×{factor:g}" if factor == factors[0] else f"×{factor:g}" for name in names for factor in factors
+    ]
+    lines = [["over the tuned best, from", *titles]]
     for task in dict.fromkeys(row["task"] for row in rows):
-        own, cosine = ([_two(ratio[task, name, f], missing="inf") for f in factors] for name in (learned, "cosine"))
-        lines.append([task, *(f"**{value}**" for value in own), *cosine])
+        cells = [_two(ratio[task, name, factor], missing="inf") for name in names for factor in factors]
+        count = len(factors)
+        lines.append([task, *(f"**{value}**" for value in cells[:count]), *cells[count:]])
+    return _table(lines)
+
+
+def general() -> str:
+    """Final train loss over that of the best LR, by guess, on the meta-validation family."""
+    rows = _rows("general.jsonl")
+    shipped = load_card("general")["about"]["stage"]
+    names = {
+        shipped: "**`general`**",
+        "calibrated": "calibrated: one LR for each kind of optimizer, whatever the guess",
+        "base schedule": "its base schedule from the guess (warmup, plateau, linear end)",
+        "cosine": "cosine from the guess",
+        "edge rule": "an edge rule, written by hand",
+    }
+    factors = sorted({row["factor"] for row in rows})
+    lines = [["final train loss over that of the best LR, from a guess of", *(f"×{factor:g}" for factor in factors)]]
+    for name, label in names.items():
+        cells = []
+        for factor in factors:
+            regrets = [r["log_regret"] for r in rows if r["controller"] == name and r["factor"] == factor]
+            cells.append(f"{_two(math.exp(stdlib.mean(regrets)))} ({_two(math.exp(stdlib.median(regrets)))})")
+        lines.append([label, *(f"**{cell}**" if name == shipped else cell for cell in cells)])
     return _table(lines)
 
 
@@ -97,7 +124,12 @@ def all_schedules() -> str:
     return _table(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo, "transfer": transfer, "all_schedules": all_schedules}
+TABLES: dict[str, Callable[[], str]] = {
+    "general": general,
+    "demo": demo,
+    "transfer": transfer,
+    "all_schedules": all_schedules,
+}
 
 
 def renewed(text: str) -> str:
