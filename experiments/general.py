@@ -24,19 +24,22 @@ import torch
 from torch import Tensor
 
 from experiments.support import harness, records
-from metalr.agents.clone import CloneConfig, CloneFolder, ClonePolicy, EpisodeStore, roll_out
+from experiments.support.general_training import (
+    DECISIONS,
+    FACTORS,
+    Setup,
+    calibrated_lrs,
+    effective_curve,
+    rivals,
+    small_grid,
+)
+from metalr.agents.clone import CloneConfig, ClonePolicy, EpisodeStore, roll_out
 from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, to_bytes
-from metalr.compare import calibrated
-from metalr.compare.oracle import Grid
 from metalr.control.controller import Controller
-from metalr.control.reference import ScheduleController
-from metalr.control.rules import EdgeRule
 from metalr.files import write_whole
-from metalr.schedules import Cosine
-from metalr.tasks.general import draw_task
+from metalr.tasks.general import MetaSplit
 
-FACTORS = (0.01, 0.1, 1.0, 10.0, 100.0)
 NAME = "general"
 
 
@@ -70,26 +73,14 @@ class Args(harness.Options):
         return replace(self, folder=Path("runs/general-smoke"), **few)  # type: ignore[arg-type]
 
 
-def config_of(args: Args) -> CloneConfig:
-    """The settings of the cloning."""
-    grid = Grid(num_lrs=7, seeds=(0, 1)) if args.smoke else Grid()
-    return CloneConfig(
-        rounds=args.rounds,
-        hidden_size=args.hidden_size,
-        steps=args.steps,
-        student_seed=args.student_seed,
-        grid=grid,
+def setup_of(args: Args) -> Setup:
+    """Folders and settings of the training."""
+    config = CloneConfig(
+        rounds=args.rounds, hidden_size=args.hidden_size, steps=args.steps, student_seed=args.student_seed
     )
-
-
-def folder_of(args: Args, split: str) -> CloneFolder:
-    """The files of a split."""
-    draw = partial(_short_task, split) if args.smoke else partial(draw_task, split)  # type: ignore[arg-type]
-    return CloneFolder(args.folder / split, draw, config_of(args))
-
-
-def _short_task(split: str, index: int):
-    return draw_task(split, index).with_(horizon=40, batch_size=8)  # type: ignore[arg-type]
+    if args.smoke:
+        config = replace(config, grid=small_grid(config))
+    return Setup(args.folder, config, short=args.smoke)
 
 
 def _each(args: Args, work: Callable[[int], object], indices: Iterable[int], what: str) -> None:
@@ -111,17 +102,17 @@ def _quietly(work: Callable[[int], object], index: int) -> None:
     work(index)
 
 
-def _oracle(args: Args, split: str, index: int) -> None:
-    folder_of(args, split).oracle(index)
+def _oracle(args: Args, split: MetaSplit, index: int) -> None:
+    setup_of(args).of(split).oracle(index)
 
 
 def _rollouts(args: Args, round_index: int, index: int) -> None:
-    folder_of(args, "meta-train").rollouts(round_index, index)
+    setup_of(args).of("meta-train").rollouts(round_index, index)
 
 
 def clone(args: Args) -> ClonePolicy:
     """All rounds of the cloning."""
-    folder = folder_of(args, "meta-train")
+    folder = setup_of(args).of("meta-train")
     _each(args, partial(_oracle, args, "meta-train"), range(args.tasks), "oracle curves")
     policy = folder.train(0, range(args.tasks))
     for round_index in range(1, args.rounds + 1):
@@ -134,7 +125,7 @@ def clone(args: Args) -> ClonePolicy:
 
 def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
     """The policy after the polishing."""
-    folder = folder_of(args, "meta-train")
+    folder = setup_of(args).of("meta-train")
     pieces = [folder.rollouts(args.rounds, index) for index in range(args.tasks)]
     settings = PolishConfig(updates=args.polish_updates, seed=args.student_seed)
     if args.smoke:
@@ -145,7 +136,7 @@ def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
 
 def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row]:
     """A row for each controller, task of the meta-validation family and guess: mean log regret over the seeds."""
-    folder = folder_of(args, "meta-validation")
+    folder = setup_of(args).of("meta-validation")
     _each(args, partial(_oracle, args, "meta-validation"), range(args.validation_tasks), "validation curves")
     grid = folder.config.grid
     shown = replace(folder.config, hide_loss=0.0)
@@ -156,7 +147,7 @@ def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row
         planned = folder.plan(index)
         if not planned.horizon_known:
             continue
-        planned = replace(planned, decisions=min(40, planned.task.horizon // 2))
+        planned = replace(planned, decisions=min(DECISIONS, planned.task.horizon // 2))
         curve, _ = folder.oracle(index)
         best = curve.log_loss[curve.best_index]
         for name, controller in controllers.items():
@@ -181,12 +172,12 @@ def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row
 
 def calibrated_rows(args: Args) -> list[records.Row]:
     """The rows of the calibrated setting: the regret of its LR on the curves of the validation tasks."""
-    train, validation = (folder_of(args, split) for split in ("meta-train", "meta-validation"))
-    lrs = calibrated.fit([_shifted_curve(train, index) for index in range(args.tasks)])
+    setup = setup_of(args)
+    validation, lrs = setup.of("meta-validation"), calibrated_lrs(setup, args.tasks)
     rows = []
     for index in range(args.validation_tasks):
         planned = validation.plan(index)
-        curve = _shifted_curve(validation, index)
+        curve = effective_curve(validation, index)
         if not planned.horizon_known or curve.kind not in lrs:
             continue
         regret = float(curve.at(np.log([lrs[curve.kind]]))[0])
@@ -196,15 +187,6 @@ def calibrated_rows(args: Args) -> list[records.Row]:
     return rows
 
 
-def _shifted_curve(folder: CloneFolder, index: int) -> calibrated.LossCurve:
-    """The curve of a task against lr / (1 - momentum), so that one LR can serve every momentum."""
-    planned, (curve, _) = folder.plan(index), folder.oracle(index)
-    optimizer = planned.task.optimizer
-    log_lr = curve.log_lrs.numpy() - np.log1p(-getattr(optimizer, "momentum", 0.0))
-    mean = curve.log_loss.mean(1)
-    return calibrated.LossCurve(planned.task.name, type(optimizer).__name__, log_lr, (mean - mean.min()).numpy())
-
-
 def ship(args: Args, rows: list[records.Row], controllers: dict[str, Controller]) -> Path:
     """Write the controller with the lowest mean log regret of the learned ones into the package, with its card."""
 
@@ -212,7 +194,7 @@ def ship(args: Args, rows: list[records.Row], controllers: dict[str, Controller]
         return float(np.mean([row["log_regret"] for row in rows if row["controller"] == name]))
 
     best = min((name for name in controllers if name in ("clone", "polished")), key=mean)
-    config = asdict(config_of(args))
+    config = asdict(setup_of(args).config)
     about = {
         "summary": "for supervised tasks that it has never seen; trained on tiny random ones",
         "command": f"python -m experiments.general --student-seed {args.student_seed} --ship",
@@ -262,13 +244,8 @@ def main(args: Args) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("metalr").setLevel(logging.INFO)
     policy = clone(args)
-    config = config_of(args)
-    controllers: dict[str, Controller] = {
-        "clone": policy.controller(config),
-        "base schedule": ScheduleController(config.schedule, 40, config.spacing),
-        "cosine": ScheduleController(Cosine(), 40, config.spacing),
-        "edge rule": EdgeRule(schedule=config.schedule, low=1e-3, high=1e3, spacing=config.spacing),
-    }
+    config = setup_of(args).config
+    controllers: dict[str, Controller] = {"clone": policy.controller(config), **rivals(config)}
     if args.polish_updates:
         controllers["polished"] = polished(args, policy).controller(config)
     rows = [*validate(args, controllers), *calibrated_rows(args)]
