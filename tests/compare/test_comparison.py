@@ -15,7 +15,7 @@ from metalr.compare.ablations import ablations_of, mean_replay, untrained
 from metalr.compare.batches import batches_of, train_batch
 from metalr.compare.catalog import CONTENDERS, get_contender
 from metalr.compare.comparison import compare, load
-from metalr.compare.contenders import Contender, Kind, LearnedContender, of_schedule
+from metalr.compare.contenders import Ablation, Contender, Kind, LearnedContender, of_schedule
 from metalr.compare.plan import Plan
 from metalr.compare.run_record import NO_TRIAL, PlannedRun, RunRecord
 from metalr.compare.selection import Criterion
@@ -23,7 +23,7 @@ from metalr.compare.settings import Settings, trials_of
 from metalr.control.actions import ActionSpec
 from metalr.control.catalog import build_controller
 from metalr.control.policy import PolicyController
-from metalr.control.reference import ReplayController
+from metalr.control.reference import RandomController, ReplayController
 from metalr.engine.episodes import run_episode
 from metalr.engine.runs import BatchedRuns
 from metalr.records import RunFolder, difference, from_line, to_line
@@ -329,6 +329,149 @@ def test_batches_separate_what_cannot_share_one() -> None:
     cut = batches_of(planned, contenders, task, max_runs=4)
     assert [len(batch) for batch in cut] == [4, 1, 4, 1, 4, 1]
     assert all(len({run.contender for run in batch}) == 1 for batch in cut)
+
+
+def test_the_random_policy_does_not_depend_on_the_batch() -> None:
+    """The same seeds move the LR in the same way in a small and in a large batch, to the last bit."""
+    task, spec = student(), ActionSpec()
+    random = RandomController(spec, schedules.Linear(), decisions=5)
+    contenders: dict[str, Contender] = {
+        "random": Ablation(name="random", variant=random),
+        "linear": of_schedule("linear", schedules.Linear()),
+    }
+
+    def lrs(name: str, seeds: list[int]) -> list[PlannedRun]:
+        return [PlannedRun(task.name, name, "report", NO_TRIAL, (), 1.0, task.base_lr, seed) for seed in seeds]
+
+    _, alone = train_batch(task, contenders, lrs("random", [7]), curves="train")
+    _, among = train_batch(task, contenders, [*lrs("random", [5, 6, 7, 8] * 9)], curves="train")
+    assert alone[0].lr == among[2].lr == among[6].lr
+    assert among[0].lr != among[1].lr
+    assert len(set(alone[0].lr)) == 5
+    # The observations do differ: the training itself agrees to rounding only.
+    multipliers = {curve.lr[0] for curve in among}
+    assert len(multipliers) == 4
+    other = Ablation(name="random", variant=replace(random, seed=1))
+    _, moved = train_batch(task, {"random": other}, lrs("random", [7]), curves="train")
+    assert moved[0].lr != alone[0].lr
+
+
+def test_a_final_loss_is_the_mean_over_at_most_4096_examples() -> None:
+    inputs = torch.linspace(-1.0, 1.0, 5000)[:, None]
+    targets = torch.where(torch.arange(5000) < 4096, 0.0, 1e6)[:, None]
+    task = Task(
+        lambda: torch.nn.Linear(1, 1),
+        (inputs, targets),
+        torch.nn.functional.mse_loss,
+        name="line",
+        optimizer="sgd",
+        base_lr=1e-9,
+        horizon=4,
+    )
+    run = PlannedRun("line", "constant", "report", NO_TRIAL, (), 1.0, 1e-9, 0)
+    (record,), _ = train_batch(task, {"constant": get_contender("constant")}, [run], dtype=torch.float64)
+    runs = BatchedRuns(task, 1, dtype=torch.float64)
+    runs.init(torch.tensor([0]))
+    model = runs.module_of(0)
+    with torch.no_grad():
+        expected = torch.nn.functional.mse_loss(model(inputs[:4096].double()), targets[:4096].double())
+    assert record.untrained_loss == pytest.approx(expected.item())
+    assert record.train_loss < 1e3
+
+
+def test_an_extension_is_made_for_everyone_alike_and_counted(tmp_path: Path) -> None:
+    # The base LRs are 0.2 and 2e-4; the quadratic wants 0.5. The second task's best LR lies far beyond its range.
+    settings = replace(
+        SMALL, contenders=("constant", "linear"), lr_range=(0.1, 10.0), trials=6, extension=2, factors=(), price_at=(1,)
+    )
+    small = replace(make_task("quadratic", horizon=20, base_lr=2e-4), name="small")
+    found = compare([make_task("quadratic", horizon=20), small], tmp_path / "run", settings)
+    trials = {
+        (task, name): len(selection.trial_scores(found.records, task, name, Criterion.TRAIN))
+        for task in ("quadratic", "small")
+        for name in ("constant", "linear")
+    }
+    assert trials["small", "constant"] == trials["small", "linear"] == 8
+    rows = results.result_table(found.records, "small", Criterion.TRAIN)
+    assert [row.trials for row in rows] == [8, 8]
+    assert [row.edges for row in rows] == [["lr high"]] * 2
+    beyond = [r.base_lr_factor for r in found.records if r.task == "small" and r.phase == "tuning" and r.trial >= 6]
+    assert max(beyond) > 10.0
+    assert min(beyond) < 0.1
+    assert max(r.trial for r in found.records if r.task == "small" and r.phase == "report") >= 6
+    assert compare([make_task("quadratic", horizon=20), small], tmp_path / "run", settings).records == found.records
+
+
+def test_without_an_edge_there_is_no_extension(tmp_path: Path) -> None:
+    # Several LRs reach the lowest loss that counts, so the best, the first of them, is no extreme.
+    settings = replace(SMALL, contenders=("constant",), extension=4, factors=())
+    found = compare(make_task("quadratic", horizon=60), tmp_path / "run", settings)
+    assert len(selection.trial_scores(found.records, "quadratic", "constant", Criterion.TRAIN)) == SMALL.trials
+
+
+def test_the_price_of_tuning(done: comparison.Comparison) -> None:
+    """After n trials: the best of the first n by its tuning score, its loss on fresh seeds."""
+    task = "teacher-student"
+    for criterion in Criterion:
+        rows = {row.contender: row for row in results.price_table(done.records, task, criterion)}
+        assert set(rows) == set(SMALL.contenders)
+        for name, row in rows.items():
+            assert list(row.loss) == [1, 4, 8]
+            scores = selection.trial_scores(done.records, task, name, criterion)
+            for count, loss in row.loss.items():
+                winner = min(range(count), key=lambda trial: scores[trial])
+                runs = selection.select(done.records, task=task, contender=name, phase="report", trial=winner)
+                assert len(runs) == SMALL.report_seeds
+                found = sorted(run.scored(criterion.reported_on) for run in runs)
+                assert loss.value == pytest.approx((found[1] + found[2]) / 2)
+                assert loss.low <= loss.value <= loss.high
+        table = results.result_table(done.records, task, criterion)
+        full = {row.contender: row.iqm.value for row in table if row.trials}
+        assert {name: row.loss[8].value for name, row in rows.items()} == full
+        best = selection.tuned_best(done.records, task, criterion)
+        assert rows[best].over_best[8].value == 1.0
+
+
+def test_prices_are_reported_where_they_are_asked_for(tmp_path: Path) -> None:
+    settings = replace(SMALL, contenders=("constant",), price_at=(), factors=())
+    found = compare(student(), tmp_path / "run", settings)
+    (row,) = results.price_table(found.records, "teacher-student", Criterion.TRAIN)
+    assert SMALL.trials in row.loss
+    winners = {selection.best_trial(found.records, "teacher-student", "constant", c) for c in Criterion}
+    assert {r.trial for r in found.records if r.phase == "report"} == winners
+
+
+def test_averages_with_and_without_the_tasks_that_rule_them() -> None:
+    ratios = {
+        "steady": {"a": 1.1, "b": 1.0, "c": 1.1, "d": 1.2},
+        "odd": {"a": 1.0, "b": 1.1, "c": 1.0, "d": 12.0},
+        "absent": {"a": 1.0, "b": 1.0, "c": 1.0},
+    }
+    rows, ruling = results.average_table(ratios)
+    assert ruling == ["d"]
+    by_name = {row.contender: row for row in rows}
+    assert [row.contender for row in rows] == ["absent", "steady", "odd"]
+    assert by_name["odd"].mean == pytest.approx((1.1 * 12.0) ** 0.25)
+    assert by_name["odd"].without_ruling == pytest.approx(1.1 ** (1 / 3))
+    assert by_name["odd"].median == pytest.approx(math.sqrt(1.1))
+    assert by_name["absent"].mean == by_name["absent"].without_ruling == 1.0
+    assert results.average_table({"even": {"a": 1.1, "b": 1.1}})[1] == []
+
+
+def test_a_failed_search_counts_as_untrained_and_the_ones_that_learn_win(tmp_path: Path) -> None:
+    """Geometric means: a trial that diverges on one seed of two is behind one that learns on both."""
+    found = compare(student(), tmp_path / "run", replace(SMALL, contenders=("constant",), factors=()))
+    tuning = selection.tuning_runs(found.records, "teacher-student", "constant")
+    changed = [
+        replace(r, train_loss=math.inf if r.seed == 0 else 0.3, diverged=r.seed == 0, untrained_loss=1.2)
+        if r.trial == 2
+        else replace(r, train_loss=0.5, untrained_loss=1.2)
+        for r in tuning
+    ]
+    scores = selection.trial_scores(changed, "teacher-student", "constant", Criterion.TRAIN)
+    assert scores[2] == pytest.approx(math.sqrt(1.2 * 0.3))
+    assert scores[0] == pytest.approx(0.5)
+    assert selection.best_trial(changed, "teacher-student", "constant", Criterion.TRAIN) != 2
 
 
 def test_ablations() -> None:
