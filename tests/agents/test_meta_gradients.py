@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from metalr.agents import meta_gradients
 from metalr.agents.higher_gradients import higher_meta_gradient
 from metalr.agents.meta_gradients import meta_gradient
 from metalr.engine.runs import BatchedRuns
@@ -187,6 +188,28 @@ def test_one_diverged_run_leaves_the_gradient_of_the_others(route, learned):
     assert not bool(without.diverged.any())
     assert relative(with_it.vector(), without.vector()) < 1e-12
     assert with_it.loss == pytest.approx(without.loss, rel=1e-12)
+
+
+def test_what_comes_back_through_a_dead_run_is_dropped(monkeypatch):
+    """Its memory may be NaN, and so may the adjoint of that: none of it reaches the segments before."""
+    net = partial(models.MLP, [16, 6, 3], lambda x: x * x.square())
+    task, seeds = small_task(net, "momentum", horizon=16), torch.arange(5)
+    base_lr = torch.tensor([0.05, 0.05, 1e6, 0.05, 0.05], dtype=torch.float64)
+    options = {"route": "segments", "segment_length": 4}
+    expected = meta_gradient(KnotLR(3), engine(task, 5), seeds, base_lr, **options)
+    calls, real = [], meta_gradients.gradient_of
+
+    def poisoned(value, inputs):
+        found = real(value, inputs)
+        calls.append(len(found))
+        # The first call is of the loss itself, which does not contain the dead run.
+        rows = [len(calls) > 1 and f.shape[:1] == (5,) for f in found]
+        return [f.index_fill(0, torch.tensor([2]), torch.nan) if r else f for f, r in zip(found, rows, strict=True)]
+
+    monkeypatch.setattr(meta_gradients, "gradient_of", poisoned)
+    found = meta_gradient(KnotLR(3), engine(task, 5), seeds, base_lr, **options)
+    assert len(calls) == 5
+    assert torch.equal(found.vector(), expected.vector())
 
 
 def test_higher_leaves_out_a_diverged_run():

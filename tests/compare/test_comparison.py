@@ -117,6 +117,31 @@ def test_the_two_tables_never_mix(done: comparison.Comparison) -> None:
         assert (before[0].test_metric is not None) == (criterion is Criterion.VALID)
 
 
+@pytest.mark.parametrize(("criterion", "split"), [(Criterion.TRAIN, "train"), (Criterion.VALID, "test")])
+def test_what_is_reported_is_never_what_has_chosen(
+    done: comparison.Comparison, criterion: Criterion, split: str
+) -> None:
+    """The numbers of a row are losses of fresh runs on the reported split, worked out here from the records."""
+    task = "teacher-student"
+    for row in results.result_table(done.records, task, criterion):
+        if not row.trials:
+            continue
+        by_trial: dict[int, list[RunRecord]] = {}
+        for record in done.records:
+            if (record.contender, record.phase) == (row.contender, "tuning"):
+                by_trial.setdefault(record.trial, []).append(record)
+        logs = {
+            trial: sum(math.log(record.loss(criterion.selected_on)) for record in runs) / len(runs)
+            for trial, runs in by_trial.items()
+        }
+        winner = min(sorted(logs), key=lambda trial: logs[trial])
+        fresh = [r for r in done.records if (r.contender, r.phase, r.trial) == (row.contender, "report", winner)]
+        losses = sorted(getattr(record, f"{split}_loss") for record in fresh)
+        assert (row.num_runs, len(losses)) == (4, 4)
+        assert row.median == pytest.approx((losses[1] + losses[2]) / 2)
+        assert row.worst_decile == losses[-1]
+
+
 def test_selection_reads_the_tuning_seeds_only(done: comparison.Comparison) -> None:
     task = "teacher-student"
     before = selection.best_trial(done.records, task, "cosine", Criterion.TRAIN)

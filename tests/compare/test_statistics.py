@@ -65,6 +65,14 @@ def test_bootstrap_keeps_tasks_apart() -> None:
     assert statistics.bootstrap(table, lambda t: t.mean(-1)) == Interval(50.5, 50.5, 50.5)
 
 
+def test_bootstrap_draws_the_runs_of_each_task_for_themselves() -> None:
+    # In every row the two tasks add up to the same, so drawing whole rows would have nothing to vary.
+    table = np.array([[1.0, 9.0], [3.0, 7.0], [5.0, 5.0], [8.0, 2.0], [9.0, 1.0]])
+    interval = statistics.bootstrap(table, lambda t: t.mean(-1), repetitions=4000)
+    variance = (table.var(0).sum() / len(table)) / 4
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.1)
+
+
 def test_a_failure_gives_infinite_bounds_and_never_nan() -> None:
     interval = statistics.bootstrap([1.0, 1.1, 1.2, math.inf], statistics.median)
     assert interval.value == pytest.approx(1.15)

@@ -186,6 +186,14 @@ def test_episodes_hide_what_they_are_told_to_hide():
     assert bool((seen[without_horizon, index["progress"]] == 0.0).all())
 
 
+def test_losses_and_the_horizon_are_hidden_independently():
+    index = {feature.name: i for i, feature in enumerate(FEATURES)}
+    seen = play(transition(num_envs=256, hide_loss=0.5, hide_horizon=0.5), [0.0, 0.0])[-1].observation[:, 0]
+    loss, horizon = (seen[:, index[name]] == 0.0 for name in ("has_loss", "has_horizon"))
+    counts = [int((a & b).sum()) for a in (loss, ~loss) for b in (horizon, ~horizon)]
+    assert all(40 <= count <= 88 for count in counts)  # 64 of each, within 3.5 standard deviations
+
+
 CHANGES = {
     "decisions": 10,
     "action": ActionSpec(alpha=1.0),

@@ -29,6 +29,15 @@ def test_the_suggestion_trains_a_network_about_as_well_as_the_best_lr() -> None:
     assert np.isnan(curve.loss[-1])  # at 1000 times the base LR nothing is left
 
 
+def test_the_suggestion_lies_halfway_between_the_steepest_fall_and_the_lowest_loss() -> None:
+    for curve in (find_lr(make_task("quadratic"), num_seeds=2), find_lr(make_task("teacher-student", width=8))):
+        assert curve.steepest < curve.suggestion < curve.lowest
+        assert curve.suggestion == pytest.approx((curve.steepest * curve.lowest) ** 0.5)
+        assert curve.lowest == curve.lr[np.nanargmin(curve.loss)]
+        fall = np.diff(np.log(curve.loss))[: int(np.nanargmin(curve.loss))]
+        assert abs(int(np.argmin(fall)) - int(np.searchsorted(curve.lr, curve.steepest))) <= 1
+
+
 def test_the_curve_is_a_figure(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = save_figure(find_lr(make_task("quadratic"), num_seeds=2), tmp_path / "deep" / "lr.png")
