@@ -128,6 +128,23 @@ class PriceRow:
 
 
 @dataclass(frozen=True)
+class LearnerRow:
+    """A learner from one base LR.
+
+    Attributes:
+        learner: its name.
+        factor: of the base LR.
+        over_reference: geometric mean ratio to the reference, with an interval over everything that was drawn.
+        training_seeds: how many controllers it trained.
+    """
+
+    learner: str
+    factor: float
+    over_reference: Interval
+    training_seeds: int
+
+
+@dataclass(frozen=True)
 class AverageRow:
     """A contender over several tasks.
 
@@ -278,6 +295,50 @@ def time_table(
             median, reached = float(statistics.median(times)), float(np.isfinite(times).mean())
             rows.append(TimeRow(name, target, by, median, reached))
     return sorted(rows, key=lambda row: (row.median, -row.reached))
+
+
+def learner_table(
+    records: Sequence[RunRecord],
+    tasks: Sequence[str],
+    learners: Mapping[str, Sequence[str]],
+    criterion: Criterion = Criterion.TRAIN,
+    reference: str | None = None,
+) -> list[LearnerRow]:
+    """How good the controllers of a learner are, over its training seeds, tasks and evaluation seeds.
+
+    Args:
+        records: of a comparison.
+        tasks: their names.
+        learners: learner -> its controllers, one for each training seed; at least five.
+        criterion: which losses are reported, and what the reference was chosen on.
+        reference: an untuned contender such as the calibrated setting; None for each task's tuned best.
+
+    Returns:
+        A row for each learner and base LR factor, in order.
+
+    Raises:
+        ValueError: a learner has fewer than five training seeds.
+    """
+    best = {}
+    for task in tasks:
+        runs = untuned_runs(records, task, reference) if reference else tuned_best_runs(records, task, criterion)
+        best[task] = _loss_by_seed(runs, criterion)
+    rows = []
+    for learner, names in learners.items():
+        own = [r for r in records if r.contender in names and r.task in best and r.phase == "wrong-base"]
+        for factor in sorted({record.base_lr_factor for record in own}):
+            at = [record for record in own if record.base_lr_factor == factor]
+            losses = {(r.contender, r.task, r.seed): r.scored(criterion.reported_on) for r in at}
+            logs = [[_log_ratios(losses, name, task, best[task]) for task in tasks] for name in names]
+            found = statistics.hierarchical_bootstrap(logs, draw_tasks=len(tasks) > 1)
+            rows.append(LearnerRow(learner, factor, Interval(*map(math.exp, found)), len(names)))
+    return rows
+
+
+def _log_ratios(
+    losses: Mapping[tuple[str, str, int], float], name: str, task: str, reference: Mapping[int, float]
+) -> list[float]:
+    return statistics.log_ratio([losses[name, task, seed] for seed in reference], list(reference.values())).tolist()
 
 
 def price_table(

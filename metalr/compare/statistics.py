@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 
 _TINY = 1e-300
+# Fewer trainings of a learner say nothing about the next one.
+MIN_TRAINING_SEEDS = 5
 
 
 class Interval(NamedTuple):
@@ -102,6 +104,53 @@ def bootstrap(
     drawn = table[index, np.arange(num_tasks)].reshape(repetitions, -1)
     low, high = _quantiles(statistic(drawn), confidence)
     return Interval(float(statistic(table.reshape(-1))), low, high)
+
+
+def hierarchical_bootstrap(
+    scores: ArrayLike,
+    statistic: Statistic = lambda values: values.mean(-1),
+    *,
+    draw_tasks: bool = True,
+    repetitions: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A statistic with an interval over training seeds, tasks and evaluation seeds, for a claim about a learner.
+
+    Each repetition draws training seeds, then tasks, then evaluation seeds for each task, all with replacement.
+    Training seeds are common to all tasks, and evaluation seeds to all training seeds: what they share is drawn
+    together. The statistic is usually the mean of log ratios to a reference from the same evaluation seed.
+
+    Args:
+        scores: `(num_training_seeds, num_tasks, num_evaluation_seeds)`.
+        statistic: of the last axis; it gets everything flattened into one.
+        draw_tasks: the claim is about tasks like these; without it about these tasks, and each keeps its weight.
+        repetitions: bootstrap samples.
+        confidence: share of them between low and high.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the scores have another shape, or there are fewer than five training seeds.
+
+    Example:
+        >>> hierarchical_bootstrap(np.ones((5, 2, 3)))
+        Interval(value=1.0, low=1.0, high=1.0)
+    """
+    table = _array(scores, "scores")
+    if table.ndim != 3 or table.shape[0] < MIN_TRAINING_SEEDS:
+        raise ValueError(
+            f"got scores of shape {table.shape}, expected (training seeds, tasks, evaluation seeds) with at least "
+            f"{MIN_TRAINING_SEEDS} training seeds: train the learner again, fewer say nothing about it"
+        )
+    generator = np.random.default_rng(seed)
+    trained, tasks, evaluated = table.shape
+    samples = np.empty(repetitions)
+    for repetition in range(repetitions):
+        row = generator.integers(trained, size=(trained,))[:, None, None]
+        task = generator.integers(tasks, size=(tasks,)) if draw_tasks else np.arange(tasks)
+        run = generator.integers(evaluated, size=(tasks, evaluated))
+        samples[repetition] = statistic(table[row, task[:, None], run].reshape(-1))
+    return Interval(float(statistic(table.reshape(-1))), *_quantiles(samples, confidence))
 
 
 def _quantiles(samples: Array, confidence: float) -> tuple[float, float]:

@@ -192,11 +192,13 @@ def test_one_diverged_run_leaves_the_gradient_of_the_others(route, learned):
 
 def test_what_comes_back_through_a_dead_run_is_dropped(monkeypatch):
     """Its memory may be NaN, and so may the adjoint of that: none of it reaches the segments before."""
+    policy = GRUPolicy(2, decisions=4)
+    excite(policy)
     net = partial(models.MLP, [16, 6, 3], lambda x: x * x.square())
     task, seeds = small_task(net, "momentum", horizon=16), torch.arange(5)
     base_lr = torch.tensor([0.05, 0.05, 1e6, 0.05, 0.05], dtype=torch.float64)
     options = {"route": "segments", "segment_length": 4}
-    expected = meta_gradient(KnotLR(3), engine(task, 5), seeds, base_lr, **options)
+    expected = meta_gradient(policy, engine(task, 5), seeds, base_lr, **options)
     calls, real = [], meta_gradients.gradient_of
 
     def poisoned(value, inputs):
@@ -207,8 +209,9 @@ def test_what_comes_back_through_a_dead_run_is_dropped(monkeypatch):
         return [f.index_fill(0, torch.tensor([2]), torch.nan) if r else f for f, r in zip(found, rows, strict=True)]
 
     monkeypatch.setattr(meta_gradients, "gradient_of", poisoned)
-    found = meta_gradient(KnotLR(3), engine(task, 5), seeds, base_lr, **options)
+    found = meta_gradient(policy, engine(task, 5), seeds, base_lr, **options)
     assert len(calls) == 5
+    assert expected.diverged.tolist() == [False, False, True, False, False]
     assert torch.equal(found.vector(), expected.vector())
 
 

@@ -483,6 +483,30 @@ def test_averages_with_and_without_the_tasks_that_rule_them() -> None:
     assert results.average_table({"even": {"a": 1.1, "b": 1.1}})[1] == []
 
 
+def test_a_learner_is_judged_over_its_training_seeds(done: comparison.Comparison) -> None:
+    """Five copies of one controller vary in nothing but their evaluation seeds; other losses make it wider."""
+    own = selection.select(done.records, contender="ppo", phase="wrong-base")
+    scales = (1.0, 1.0, 1.0, 1.0, 1.0), (0.5, 0.8, 1.0, 1.25, 2.0)
+    widths = []
+    for scale in scales:
+        names = [f"ppo {index}" for index in range(5)]
+        copies = [
+            replace(record, contender=name, train_loss=record.train_loss * factor, untrained_loss=100.0)
+            for name, factor in zip(names, scale, strict=True)
+            for record in own
+        ]
+        rows = results.learner_table([*done.records, *copies], ["teacher-student"], {"ppo": names})
+        assert [(row.learner, row.factor, row.training_seeds) for row in rows] == [("ppo", 0.1, 5), ("ppo", 1.0, 5)]
+        best = selection.tuned_best_runs(done.records, "teacher-student", Criterion.TRAIN)
+        at_one = selection.select(own, base_lr_factor=1.0)
+        logs = [math.log(a.train_loss / b.train_loss) for a, b in zip(at_one, best, strict=True)]
+        assert rows[1].over_reference.value == pytest.approx(math.exp(sum(logs) / 4))
+        widths.append(rows[1].over_reference.high / rows[1].over_reference.low)
+    assert widths[1] > 1.5 * widths[0]
+    with pytest.raises(ValueError, match="at least 5 training seeds"):
+        results.learner_table(done.records, ["teacher-student"], {"ppo": ["ppo"]})
+
+
 def test_a_failed_search_counts_as_untrained_and_the_ones_that_learn_win(tmp_path: Path) -> None:
     """Geometric means: a trial that diverges on one seed of two is behind one that learns on both."""
     found = compare(student(), tmp_path / "run", replace(SMALL, contenders=("constant",), factors=()))

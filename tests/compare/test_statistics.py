@@ -73,6 +73,45 @@ def test_bootstrap_draws_the_runs_of_each_task_for_themselves() -> None:
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.1)
 
 
+def hierarchy(trained: float, task: float, evaluated: float, shape: tuple = (12, 9, 15)) -> np.ndarray:
+    """Scores with a normal effect of these sizes at each level; evaluation seeds are common to all trainings."""
+    generator = np.random.default_rng(3)
+    by_training = trained * generator.normal(size=(shape[0], 1, 1))
+    by_task = task * generator.normal(size=(1, shape[1], 1))
+    by_run = evaluated * generator.normal(size=(1, *shape[1:]))
+    return by_training + by_task + by_run
+
+
+@pytest.mark.parametrize("level", ["trained", "task", "evaluated"])
+def test_hierarchical_bootstrap_has_the_normal_width_of_the_level_that_varies(level: str) -> None:
+    sizes = {"trained": 0.0, "task": 0.0, "evaluated": 0.0, level: 1.0}
+    table = hierarchy(**sizes)
+    interval = statistics.hierarchical_bootstrap(table, draw_tasks=level == "task", repetitions=3000)
+    independent = {"trained": table[:, 0, 0], "task": table[0, :, 0], "evaluated": table[0]}[level]
+    if level == "evaluated":  # stratified: the mean of nine tasks, each with its own variance
+        width = 2 * 1.96 * math.sqrt((independent.var(1) / 15).sum()) / 9
+    else:
+        width = 2 * 1.96 * independent.std() / math.sqrt(independent.size)
+    assert interval.high - interval.low == pytest.approx(width, rel=0.1)
+    assert interval.value == pytest.approx(table.mean())
+
+
+def test_hierarchical_bootstrap_sees_the_training_seeds_and_one_over_evaluation_seeds_does_not() -> None:
+    table = hierarchy(1.0, 0.0, 0.1, shape=(5, 1, 10))
+    whole = statistics.hierarchical_bootstrap(table, draw_tasks=False)
+    one = statistics.bootstrap(table[0, 0], lambda values: values.mean(-1))
+    assert whole.high - whole.low > 3 * (one.high - one.low)
+    assert whole == statistics.hierarchical_bootstrap(table, draw_tasks=False)
+    assert whole != statistics.hierarchical_bootstrap(table, draw_tasks=False, seed=1)
+
+
+def test_hierarchical_bootstrap_wants_five_training_seeds() -> None:
+    with pytest.raises(ValueError, match=r"got scores of shape \(4, 2, 3\).*at least 5 training seeds"):
+        statistics.hierarchical_bootstrap(np.ones((4, 2, 3)))
+    with pytest.raises(ValueError, match="training seeds, tasks, evaluation seeds"):
+        statistics.hierarchical_bootstrap(np.ones((5, 3)))
+
+
 def test_a_failure_gives_infinite_bounds_and_never_nan() -> None:
     interval = statistics.bootstrap([1.0, 1.1, 1.2, math.inf], statistics.median)
     assert interval.value == pytest.approx(1.15)
