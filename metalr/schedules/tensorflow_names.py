@@ -63,7 +63,7 @@ def tensorflow(decay: str, /, **arguments: Any) -> StepFunction:
     Unlike in TensorFlow, the LR that the decay starts from must be positive, and t_mul at least 1.
 
     Args:
-        decay: TensorFlow's name, such as "polynomial_decay".
+        decay: TensorFlow's name, such as "polynomial_decay", or Keras's class, such as "PolynomialDecay".
         **arguments: TensorFlow's arguments, with its names and defaults. `learning_rate` (version 1) is a synonym of
             `initial_learning_rate` (version 2); `name` is accepted and ignored.
 
@@ -76,7 +76,7 @@ def tensorflow(decay: str, /, **arguments: Any) -> StepFunction:
         >>> round(lr(0), 12), round(lr(25), 12), round(lr(75), 12)
         (0.1, 0.055, 0.0325)
     """
-    build = look_up(DECAYS, decay, "TensorFlow decay")
+    build = look_up({**DECAYS, **KERAS_CLASSES}, decay, "TensorFlow decay")
     given = _version_2_names(decay, arguments)
     expected = inspect.signature(build).parameters
     accept_only(list(given), list(expected), f"TensorFlow decay {decay!r}")
@@ -271,4 +271,14 @@ DECAYS: dict[str, Callable[..., StepFunction]] = {
     "linear_cosine_decay": linear_cosine_decay,
     "noisy_linear_cosine_decay": noisy_linear_cosine_decay,
     "piecewise_constant": piecewise_constant,
+}
+
+# Of `keras.optimizers.schedules`, with the arguments of version 2.
+KERAS_CLASSES: dict[str, Callable[..., StepFunction]] = {
+    "ExponentialDecay": exponential_decay,
+    "InverseTimeDecay": inverse_time_decay,
+    "PolynomialDecay": polynomial_decay,
+    "CosineDecay": cosine_decay,
+    "CosineDecayRestarts": cosine_decay_restarts,
+    "PiecewiseConstantDecay": piecewise_constant,
 }

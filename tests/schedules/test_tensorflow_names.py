@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metalr import schedules
-from metalr.schedules.tensorflow_names import DECAYS
+from metalr.schedules.tensorflow_names import DECAYS, KERAS_CLASSES
 
 LR = 0.1
 
@@ -129,6 +129,33 @@ def test_every_step_is_tensorflows(definition, arguments):
     steps = torch.arange(201)
     np.testing.assert_allclose(lr(steps), want, rtol=0.0, atol=1e-12)
     np.testing.assert_allclose(lr(steps.to(torch.float32)), want, rtol=0.0, atol=1e-6)
+
+
+KERAS = {
+    "ExponentialDecay": {"initial_learning_rate": LR, "decay_steps": 10, "decay_rate": 0.5, "name": "a"},
+    "InverseTimeDecay": {"initial_learning_rate": LR, "decay_steps": 10, "decay_rate": 0.5, "staircase": True},
+    "PolynomialDecay": {"initial_learning_rate": LR, "decay_steps": 10, "power": 2.0, "cycle": True},
+    "CosineDecay": {"initial_learning_rate": 0.0, "decay_steps": 10, "warmup_target": LR, "warmup_steps": 5},
+    "CosineDecayRestarts": {"initial_learning_rate": LR, "first_decay_steps": 10, "m_mul": 0.5},
+    "PiecewiseConstantDecay": {"boundaries": [5, 12], "values": [0.1, 0.01, 0.001]},
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_classes_are_the_decays_of_their_names(name):
+    found = schedules.tensorflow(name, **KERAS[name])
+    words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)[1:]
+    old = {"piecewise_constant_decay": "piecewise_constant", "cosine_decay_restarts": "cosine_decay_restarts"}
+    definition = globals()[old.get(words, words)]
+    given = {key: value for key, value in KERAS[name].items() if key != "name"}
+    for step in range(26):
+        assert found(step) == pytest.approx(definition(step, **given), rel=1e-9, abs=1e-12)
+
+
+def test_every_keras_class_is_compared():
+    assert set(KERAS) == set(KERAS_CLASSES)
+    with pytest.raises(ValueError, match="did you mean 'CosineDecay'"):
+        schedules.tensorflow("CosineDecai", initial_learning_rate=0.1, decay_steps=10)
 
 
 def test_every_decay_is_compared():
