@@ -4,7 +4,7 @@ comparison           `compare`: plan, train what is missing, keep records
 settings             settings, and the trials that follow from them
 search               one low-discrepancy sequence over the LR and a contender's own parameters
 plan                 who is compared, and the runs of each phase
-contenders           the interface and its final classes: schedule, rule, optimizers, fixed, learned controller, ablation
+contenders           the interface and its final classes: schedule, rule, optimizers, fixed, controller, ablation
 catalog              the registered contenders by name, with their search spaces
 external_optimizers  optimizers of other packages
 calibrated           one LR for each kind of optimizer, fitted on other tasks

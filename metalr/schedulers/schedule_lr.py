@@ -38,6 +38,8 @@ class ScheduleLR(LRScheduler):
         horizon: optimizer updates in the run. In a longer run progress exceeds 1; the docstring of each schedule gives
             its value there.
         last_epoch: -1 for a new run, as in torch.
+        cycle_momentum: also set the momentum (or beta1) of every group to `schedule.momentum(progress)`, as torch's
+            `OneCycleLR` and `CyclicLR` do; for schedules that have one.
         unit: of `horizon` and of a call of `step()`. With "updates" (the default) a call after many updates causes a
             warning; with "epochs" it is expected.
 
@@ -46,7 +48,7 @@ class ScheduleLR(LRScheduler):
     An LR that has become too small to change any watched weight in its dtype causes one warning.
 
     Raises:
-        ValueError: `horizon` is not a positive whole number.
+        ValueError: `horizon` is not a positive whole number, or there is no momentum to cycle.
         RuntimeError: at the first `step` of a `ChainedScheduler`, if the schedule is 0 somewhere, which hides the other
             factors.
 
@@ -68,10 +70,13 @@ class ScheduleLR(LRScheduler):
         last_epoch: int = -1,
         *,
         unit: Literal["updates", "epochs"] = "updates",
+        cycle_momentum: bool = False,
     ) -> None:
         if unit not in ("updates", "epochs"):
             raise ValueError(f"got unit {unit!r}, expected 'updates' or 'epochs': pass the one that step() follows")
-        self.schedule = schedule
+        if cycle_momentum:
+            _require_momentum(schedule, optimizer)
+        self.schedule, self.cycle_momentum = schedule, cycle_momentum
         self.horizon = check_horizon(horizon)
         self._watch: _Watch | None = None
         self._watches_calls = unit == "updates"
@@ -100,12 +105,22 @@ class ScheduleLR(LRScheduler):
         groups = self.optimizer.param_groups
         adopt_new_groups(self)
         self._outside += [1.0] * (len(groups) - len(self._outside))
+        if self.cycle_momentum:
+            self._set_momentum()
         if self._is_initial:
             return self._initial_lrs()
         for index, group in enumerate(groups):
             self._outside[index] = self._outside_now(index, group["lr"])
         self._factor = self._factor_at(self.last_epoch)
         return [base * outside * self._factor for base, outside in zip(self.base_lrs, self._outside, strict=True)]
+
+    def _set_momentum(self) -> None:
+        momentum = self.schedule.momentum(max(self.last_epoch, 0) / self.horizon)  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            else:
+                group["momentum"] = momentum
 
     def _initial_lrs(self) -> list[float | Tensor]:
         lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -197,6 +212,17 @@ class ScheduleLR(LRScheduler):
         self._last_lr = numbers_like(self._last_lr, state_dict["last_lr"])
         self._factor = float(state_dict["factor"])
         self._outside = [float(factor) for factor in state_dict["outside"]]
+        if self.cycle_momentum:
+            self._set_momentum()
+
+
+def _require_momentum(schedule: Schedule, optimizer: Optimizer) -> None:
+    without = [g for g in optimizer.param_groups if "betas" not in g and not g.get("momentum")]
+    if not hasattr(schedule, "momentum") or without:
+        raise ValueError(
+            f"got cycle_momentum=True with {type(schedule).__name__} and {type(optimizer).__name__}, expected a "
+            "schedule with a momentum (OneCycle, Cyclic) and an optimizer with momentum above 0 or betas: leave it out"
+        )
 
 
 class _Watch:
