@@ -2,8 +2,8 @@
 
 Schedule-Free, Prodigy, D-Adaptation, DoG, Mechanic and MoMo come from their own packages, as their authors advise (see
 `metalr.compare.external_optimizers`), and have the same number of trials as the schedules: around their recommended
-LR, which is the first trial. Every task comes with momentum and with AdamW, and everyone is compared with the same inner
-optimizer: Schedule-Free AdamW with AdamW under cosine, WSD and a constant LR, not with momentum.
+LR, which is the first trial. Every task comes with momentum and with AdamW, and everyone is compared with the same
+inner optimizer: Schedule-Free AdamW with AdamW under cosine, WSD and a constant LR, not with momentum.
 
     pip install 'metalr[optimizers]'
     python -m experiments.schedule_free
@@ -11,11 +11,11 @@ optimizer: Schedule-Free AdamW with AdamW under cosine, WSD and a constant LR, n
 Expected: Schedule-Free is better than a constant LR and about as good as a schedule; Prodigy is good at its own LR, 1.
 
 Found with Schedule-Free and Prodigy alone, without decay for Prodigy, 11 LRs and the tasks' own momentum (the committed
-records): tuned, Schedule-Free has the lowest train loss on all three tasks: 0.85, 0.76 and 0.63 of the tuned best schedule
-(MNIST-1D with SGD, digits and teacher-student with AdamW). On the test loss it is no better than a schedule on the
-first two (0.97 to 1.06). It does not spare the tuning of the LR: at the LRs that its authors recommend its train loss
-is 1.13 to 1.51 on MNIST-1D, against 0.93 tuned and 1.09 for tuned cosine. Prodigy at its LR of 1
-has the lowest train loss of all on digits (0.0006), but is behind tuned cosine on the other two (1.34 and 0.020).
+records): tuned, Schedule-Free has the lowest train loss on all three tasks: 0.85, 0.76 and 0.63 of the tuned best
+schedule (MNIST-1D with SGD, digits and teacher-student with AdamW). On the test loss it is no better than a schedule on
+the first two (0.97 to 1.06). It does not spare the tuning of the LR: at the LRs that its authors recommend its train
+loss is 1.13 to 1.51 on MNIST-1D, against 0.93 tuned and 1.09 for tuned cosine. Prodigy at its LR of 1 has the lowest
+train loss of all on digits (0.0006), but is behind tuned cosine on the other two (1.34 and 0.020).
 """
 
 import importlib.util

@@ -195,19 +195,16 @@ def regret_figure(
         drawn = sorted(names, key=lambda n: (kinds[n] is not Kind.LEARNED, names.index(n)))[:MAX_LINES]
     styles = _line_styles(drawn, kinds)
     figure, (axis,) = panels(1)
-    finite = [row.regret.value for row in rows if np.isfinite(row.regret.value)]
-    ceiling = 1.2 * max([*finite, 0.1])
     for contender in drawn:
         own = [row for row in rows if row.contender == contender and row.factor is not None]
         factor = [row.factor for row in own]
-        regrets = np.array([row.regret for row in own]).reshape(-1, 3)
-        middle, low, high = np.minimum(regrets, ceiling).T
+        middle, low, high = np.array([row.regret for row in own]).reshape(-1, 3).T
         axis.plot(factor, middle, label=contender, marker="o", markersize=4, **styles[contender])
         axis.fill_between(factor, low, high, color=styles[contender]["color"], alpha=0.12, linewidth=0)
+    for row in rows:
+        if row.factor is None and kinds.get(row.contender) is Kind.FIXED:  # whatever the base LR
+            axis.axhline(row.regret.value, color="black", linewidth=0.8, linestyle="--", label=row.contender)
     axis.axhline(0.0, color="black", linewidth=0.8)
-    if len(finite) < len(rows):
-        axis.axhline(ceiling, color="black", linewidth=0.8, linestyle=":")
-        axis.text(0.01, ceiling, "most runs diverged", transform=axis.get_yaxis_transform(), va="bottom", fontsize=8)
     axis.set(xscale="log", xlabel="base LR / default base LR", ylabel="regret: log(loss / tuned best)")
     axis.set_title(f"{name}: final {criterion.reported_on} loss", fontsize=11)
     _legend(figure, axis)

@@ -144,12 +144,14 @@ def wrong_base_grid(
     more = f" (or {comparison.settings.extension} more)" if comparison.settings.extension else ""
     notes = [
         f"{shown.statistic} [95 %] over {comparison.settings.report_seeds} fresh seeds; contenders at their default "
-        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more}; they, and whoever ignores the "
-        "guess, are the same in every column."
+        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more} and are the same in every column."
     ]
+    kinds = selection.kinds_of(comparison.records)
+    fixed = [name for name in by_name if kinds.get(name) is Kind.FIXED]
+    if fixed:
+        notes.append(f"The same in every column, because the guess is ignored: {', '.join(fixed)}.")
     if shown.with_failures:
         notes += [note for name, found in by_name.items() for note in _failures(name, found)]
-    kinds = selection.kinds_of(comparison.records)
     return Grid(
         f"{task}: {shown.title.format(split=criterion.reported_on)} when the base LR is wrong",
         ["base LR", *(f"x{factor:g}" for factor in factors)],

@@ -13,7 +13,7 @@ from metalr.compare.contenders import FixedContender, Kind
 from metalr.compare.selection import Criterion, select
 from metalr.compare.settings import Settings
 from metalr.optimizers.classic import SGD, Adam, AdamW
-from metalr.reports import report
+from metalr.reports import figures, report
 from metalr.schedules import WSD, Linear
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
@@ -110,6 +110,15 @@ def test_it_is_a_reference_in_the_table_of_wrong_base_lrs(done: Comparison) -> N
     assert linear.over_calibrated.value == pytest.approx(ratios[1])
     assert all(row.over_calibrated is None for row in results.wrong_base_table(done.records, "adam"))
     assert "calibrated setting's" in report.text(done)
+
+
+def test_it_is_a_line_in_the_figure(done: Comparison) -> None:
+    pytest.importorskip("matplotlib")
+    (axis,) = figures.regret_figure(done, "narrow").axes
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    rows = {row.contender: row for row in results.wrong_base_table(done.records, "narrow")}
+    assert set(lines["calibrated"].get_ydata()) == {rows["calibrated"].regret.value}
+    assert len(lines["linear"].get_xdata()) == 2
 
 
 def test_a_fixed_schedule_ignores_the_guess(tmp_path: Path) -> None:
