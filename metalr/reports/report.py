@@ -7,6 +7,7 @@ import base64
 import html as escape
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,19 @@ def all_grids(comparison: Comparison) -> list[Grid]:
     """Every table of a comparison, task by task, as far as it has got."""
     found = []
     for task in comparison.tasks:
-        if _reached(comparison, task, "report"):
-            found += [tables.result_grid(comparison, task, criterion) for criterion in Criterion]
-        if _reached(comparison, task, "wrong-base"):
-            found += _wrong_base_grids(comparison, task)
-        if _reached(comparison, task, "report"):
-            found += [tables.price_grid(comparison, task), tables.time_grid(comparison, task)]
+        part = _part(comparison, task)
+        if _reached(part, task, "report"):
+            found += [tables.result_grid(part, task, criterion) for criterion in Criterion]
+        if _reached(part, task, "wrong-base"):
+            found += _wrong_base_grids(part, task)
+        if _reached(part, task, "report"):
+            found += [tables.price_grid(part, task), tables.time_grid(part, task)]
     return found + _average_grids(comparison)
+
+
+def _part(comparison: Comparison, task: str) -> Comparison:
+    """The comparison with the records of one task: tables look through all of them many times."""
+    return replace(comparison, records=[record for record in comparison.records if record.task == task])
 
 
 def _average_grids(comparison: Comparison) -> list[Grid]:
@@ -52,8 +59,9 @@ def _reached(comparison: Comparison, task: str, phase: Phase) -> bool:
     """Whether a comparison that may have been stopped has records of a phase, and the reference to read them by."""
     if not selection.contenders_of(comparison.records, task, phase):
         return False
+    reported = {record.seed for record in selection.select(comparison.records, task=task, phase=phase)}
     references = [selection.tuned_best_runs(comparison.records, task, criterion) for criterion in Criterion]
-    return all(len(runs) == comparison.settings.report_seeds for runs in references)
+    return all(reported <= {run.seed for run in runs} for runs in references)
 
 
 def text(comparison: Comparison) -> str:
@@ -147,7 +155,7 @@ def html(comparison: Comparison, path: str | Path) -> Path:
     title = f"Comparison on {', '.join(comparison.tasks)}"
     parts = [f"<h1>{escape.escape(title)}</h1>", f"<p>{escape.escape(settings_line(comparison))}</p>"]
     for task in comparison.tasks:
-        parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(comparison, task)]
+        parts += [f"<h2>{escape.escape(task)}</h2>", *_task_parts(_part(comparison, task), task)]
     if all(_reached(comparison, task, "report") for task in comparison.tasks):
         parts += ["<h2>All tasks</h2>", *map(text_table.as_html, _average_grids(comparison))]
         parts += [_picture(figures.profile_figure(comparison, criterion)) for criterion in Criterion]
@@ -193,7 +201,8 @@ def _trials(comparison: Comparison) -> list[str]:
     """Score of every trial, folded away: the search is published with the result."""
     parts = []
     for task in comparison.tasks:
-        for name in selection.contenders_of(comparison.records, task, "tuning"):
-            grid = tables.trials_grid(comparison, task, name)
+        part = _part(comparison, task)
+        for name in selection.contenders_of(part.records, task, "tuning"):
+            grid = tables.trials_grid(part, task, name)
             parts.append(f"<details><summary>{escape.escape(grid.title)}</summary>{text_table.as_html(grid)}</details>")
     return parts

@@ -141,10 +141,11 @@ def wrong_base_grid(
     by_name: dict[str, dict[float | None, WrongBaseRow]] = {}
     for row in rows:
         by_name.setdefault(row.contender, {})[row.factor] = row
-    more = f" (or {comparison.settings.extension} more)" if comparison.settings.extension else ""
+    settings = comparison.settings
+    trials = f"{settings.trials} trials" + (f" (or {settings.extension} more)" if settings.extension else "")
     notes = [
-        f"{shown.statistic} [95 %] over {comparison.settings.report_seeds} fresh seeds; contenders at their default "
-        f"parameters. The tuned rows have had {comparison.settings.trials} trials{more} and are the same in every column."
+        f"{shown.statistic} [95 %] over {settings.report_seeds} fresh seeds; contenders at their default parameters. "
+        f"The tuned rows have had {trials} and are the same in every column."
     ]
     kinds = selection.kinds_of(comparison.records)
     fixed = [name for name in by_name if kinds.get(name) is Kind.FIXED]
