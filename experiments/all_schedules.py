@@ -23,7 +23,7 @@ constant LR under Lookahead or with hypergradient descent is about as good as WS
 test). The two quadratics have no noise: their seeds are all the same run. bytes-transformer is costly: one tuning seed
 and five fresh seeds there, for everyone.
 
-About three hours of one CPU core, a third of it for bytes-transformer and half an hour for the optimizers of other
+About four hours of one CPU core, half of them for bytes-transformer and half an hour for the optimizers of other
 packages, which train one run at a time (`--no-external` leaves them out). The run folders are `runs/all_schedules` and
 `runs/all_schedules-bytes-transformer`; a stopped run resumes from them, and every trial is a line in their
 records.jsonl. Every run's record is published beside the summary as `all_schedules-runs.jsonl.gz`.

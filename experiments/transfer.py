@@ -3,34 +3,38 @@
     python -m experiments.transfer                                # the shipped controller
     python -m experiments.transfer --controllers a.safetensors b.safetensors
 
-Each controller gets no trial. The reference on every task is the *tuned best* of nine classic schedules, each with 16
-trials over LR and shape on 3 seeds. Shown is the final train loss over that of the tuned best (paired median over ten
-fresh seeds, 95 % interval), from a base LR that is a tenth, right and ten times; beside it two of the schedules from
-the same base LRs, at their default shapes. `general` has seen digits in its training and none of the other data.
+Each controller gets no trial. Shown is the final train loss over that of the tuned best of nine classics (16 trials on
+every task) and over the calibrated setting, one LR fitted on the other tasks of the same kind of optimizer (paired
+median over ten fresh seeds, 95 % interval), from a base LR that is a tenth, right and ten times. Three of the tasks
+share their data, which is to the advantage of the calibrated setting. `general` has seen digits in its training and
+none of the other data.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.support import harness, records
 from experiments.support.tables import by_factor, print_table
 from metalr.artefacts.controller_file import load_controller
-from metalr.compare.catalog import CLASSIC
-from metalr.compare.comparison import compare, progress_bar
+from metalr.compare.catalog import CLASSIC, LR_ONLY
+from metalr.compare.comparison import Comparison, compare, progress_bar
 from metalr.compare.results import wrong_base_table
+from metalr.compare.selection import Criterion, tuned_best
 from metalr.compare.settings import Settings
+from metalr.compare.statistics import Interval
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
 TASKS: dict[str, dict[str, Any]] = {
-    "mnist1d-mlp, T 200": {"task": "mnist1d-mlp", "horizon": 200},
-    "mnist1d-mlp, T 800": {"task": "mnist1d-mlp", "horizon": 800},
-    "mnist1d-mlp, 3 x 64 wide": {"task": "mnist1d-mlp", "horizon": 200, "width": 64, "depth": 3},
-    "mnist1d-mlp, Adam": {"task": "mnist1d-mlp", "horizon": 200, "optimizer": "adam", "base_lr": 5e-3},
-    "digits-mlp": {"task": "digits-mlp", "horizon": 200},
-    "digits-cnn": {"task": "digits-cnn", "horizon": 200},
-    "teacher-student": {"task": "teacher-student", "horizon": 200},
+    "mnist1d-mlp, T 200": {"name": "mnist1d-mlp", "horizon": 200},
+    "mnist1d-mlp, T 800": {"name": "mnist1d-mlp", "horizon": 800},
+    "mnist1d-mlp, 3 x 64 wide": {"name": "mnist1d-mlp", "horizon": 200, "width": 64, "depth": 3},
+    "mnist1d-mlp, Adam": {"name": "mnist1d-mlp", "horizon": 200, "optimizer": "adam", "base_lr": 5e-3},
+    "digits-mlp": {"name": "digits-mlp", "horizon": 200},
+    "digits-cnn": {"name": "digits-cnn", "horizon": 200},
+    "teacher-student": {"name": "teacher-student", "horizon": 200},
 }
 
 
@@ -49,58 +53,77 @@ class Args(harness.Options):
         return replace(self, seeds=2)
 
 
-def rows_of(label: str, task: Task, args: Args) -> list[dict[str, Any]]:
-    """One record for each contender and base LR."""
+def tasks_of(args: Args) -> list[Task]:
+    """The tasks under their names in the table."""
+    chosen = dict(list(TASKS.items())[:2]) if args.smoke else TASKS
+    return [make_task(**options).with_(name=label) for label, options in chosen.items()]
+
+
+def compare_all(args: Args) -> Comparison:
+    """The controllers without a trial, every classic with its trials, the calibrated setting of the other tasks."""
     few: dict[str, Any] = {"trials": 3, "tuning_seeds": 1} if args.smoke else {}
+    names = ("cosine", LR_ONLY) if args.smoke else (*CLASSIC, "wsd-linear", LR_ONLY)
     settings = Settings(
-        contenders=(*CLASSIC, "wsd-linear"),
+        contenders=names,
         factors=(0.1, 1.0, 10.0),
         wrong_base=("cosine", "wsd-linear"),
         ablations=False,
         report_seeds=args.seeds,
         **few,
     )
-    slug = "".join(c if c.isalnum() else "-" for c in label)
     controllers = {Path(source).stem: load_controller(source) for source in args.controllers}
-    folder = Path("runs") / f"{args.name}{'-smoke' if args.smoke else ''}" / slug
-    comparison = compare(task, folder, settings, controllers=controllers)
+    folder = Path("runs") / f"{args.name}{'-smoke' if args.smoke else ''}"
+    return compare(tasks_of(args), folder, settings, controllers=controllers, progress=progress_bar())
+
+
+def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
+    """One record for each task, contender and base LR: its loss over those of three references."""
     rows = []
-    for row in wrong_base_table(comparison.records, comparison.tasks[0]):
-        if row.factor is not None:
+    for task in comparison.tasks:
+        best = tuned_best(comparison.records, task, Criterion.TRAIN)
+        for row in wrong_base_table(comparison.records, task):
+            if row.factor is None or row.over_cosine is None:
+                continue
             rows.append(
                 {
-                    "task": label,
+                    "task": task,
                     "contender": row.contender,
                     "factor": row.factor,
                     "train_loss": row.loss.value,
-                    "over_tuned_best": row.over_best.value,
-                    "low": row.over_best.low,
-                    "high": row.over_best.high,
+                    "over_tuned_cosine": row.over_cosine.value,
+                    "low": row.over_cosine.low,
+                    "high": row.over_cosine.high,
+                    "tuned_best": best,
+                    **_columns("over_tuned_best", row.over_best),
+                    **_columns("over_calibrated", row.over_calibrated),
                     "diverged": row.diverged,
                     "no_progress": row.no_progress,
                     "runs": row.num_runs,
-                    "seed": settings.seed,
+                    "seed": comparison.settings.seed,
                 }
             )
     return rows
 
 
-def ratio(row: dict[str, Any]) -> str:
-    """The ratio to the tuned best with its interval."""
-    return f"{row['over_tuned_best']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def _columns(name: str, found: Interval | None) -> dict[str, float | None]:
+    value, low, high = found or (None, None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def ratio(row: dict[str, Any], reference: str) -> str:
+    """The ratio to a reference with its interval; none where a task is alone with its kind of optimizer."""
+    if row[reference] is None:
+        return "-"
+    return f"{row[reference]:.3f} [{row[f'{reference}_low']:.3f}, {row[f'{reference}_high']:.3f}]"
 
 
 def main(args: Args) -> None:
-    """Compare on each task, write the records, print."""
-    tasks = dict(list(TASKS.items())[:1]) if args.smoke else TASKS
-    show = progress_bar()
-    rows = []
-    for index, (label, options) in enumerate(tasks.items()):
-        show(index, len(tasks), label)
-        options = dict(options)
-        rows += rows_of(label, make_task(options.pop("task"), **options), args)
+    """Compare on all tasks, write the records, print."""
+    rows = rows_of(compare_all(args))
     records.write(args.name, rows, device="cpu", smoke=args.smoke)
-    print_table(by_factor(rows, ratio), ["task", "contender", "x0.1", "x1", "x10"])
+    for reference in ("over_tuned_best", "over_calibrated"):
+        print(f"\nfinal train loss, {reference.replace('_', ' ')}:")
+        print_table(by_factor(rows, partial(ratio, reference=reference)), ["task", "contender", "x0.1", "x1", "x10"])
 
 
 if __name__ == "__main__":

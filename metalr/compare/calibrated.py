@@ -87,6 +87,8 @@ def fit(curves: Sequence[LossCurve]) -> dict[str, float]:
     """Kind of optimizer -> the LR with the lowest mean regret over its tasks; of equal ones the middle.
 
     Example:
+        >>> import numpy as np
+        >>> from metalr.compare.calibrated import LossCurve
         >>> bowl = np.array([1.0, 0.0, 1.0])
         >>> curves = [LossCurve("a", "SGD", np.log([0.01, 0.1, 1.0]), bowl)]
         >>> round(fit(curves)["SGD"], 3)

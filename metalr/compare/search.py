@@ -100,6 +100,7 @@ def points(space: Space, count: int, seed: int = 0) -> list[dict[str, Any]]:
     A space without dimensions has one point.
 
     Example:
+        >>> from metalr.compare.search import Range
         >>> [point["power"] for point in points({"power": Range(2.0, 0.5, 4.0)}, 3)]
         [2.0, 2.46727939229, 3.3757626079]
     """

@@ -133,7 +133,7 @@ def hierarchical_bootstrap(
         ValueError: the scores have another shape, or there are fewer than five training seeds.
 
     Example:
-        >>> hierarchical_bootstrap(np.ones((5, 2, 3)))
+        >>> hierarchical_bootstrap([[[1.0, 1.0, 1.0]]] * 5)
         Interval(value=1.0, low=1.0, high=1.0)
     """
     table = _array(scores, "scores")
