@@ -77,7 +77,7 @@ def main() -> None:
     kind, folder, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     moments = random.Random(kind)
-    longest = {"train": 6.0, "compare": 3.0, "export": 0.15}[kind]
+    longest = {"train": 6.0, "compare": 8.0, "export": 2.0}[kind]
     print(*(killed_once(kind, folder, moments.uniform(0.0, longest)) for _ in range(kills)))
     for name in ("killed", "whole"):
         _, status = os.waitpid(child(command(kind, folder, name)), 0)
