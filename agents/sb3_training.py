@@ -35,11 +35,21 @@ class Budget:
         episodes: training runs in all, over every environment.
         max_seconds: stop earlier after so much wall time; None for no limit.
         checkpoint_seconds: wall time between checkpoints.
+
+    Raises:
+        ValueError: there are no episodes or no seconds.
     """
 
     episodes: int = 4000
     max_seconds: float | None = None
     checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or not (self.max_seconds is None or self.max_seconds > 0.0):
+            raise ValueError(
+                f"got a budget of {self.episodes} episodes and {self.max_seconds} seconds, expected at least 1 episode "
+                "and more than 0 seconds, or None for no limit"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from metalr.envs.lr_control_vector import TaskLike, make_transition
-from metalr.envs.spaces import action_space, observation_space
+from metalr.envs.spaces import action_space, checked_actions, checked_base_lr, checked_options, observation_space
 
 
 class LRControlEnv(gymnasium.Env):
@@ -70,7 +70,7 @@ class LRControlEnv(gymnasium.Env):
     ## Starting State
 
     Initial weights, data order, data variant and base learning rate follow from the seed. The base learning rate is
-    log-uniform over `base_lr_range` times the task's default.
+    log-uniform over `base_lr_range` times the task's default, unless `reset(options={"base_lr": 0.01})` gives it.
 
     ## Episode End
 
@@ -99,12 +99,19 @@ class LRControlEnv(gymnasium.Env):
         self._history: list[tuple[float, float]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start a run; with a `seed`, restart the sequence of episodes."""
+        """Start a run; with a `seed`, restart the sequence of episodes.
+
+        Args:
+            seed: of the sequence of episodes.
+            options: `{"base_lr": …}` sets the base LR of this episode.
+        """
         super().reset(seed=seed)
+        given = checked_options(options, ("base_lr",)).get("base_lr")
+        base_lr = None if given is None else checked_base_lr(given, 1)
         if seed is not None:
             self.transition.seed(int(seed))
         self._history = []
-        return self._array(self.transition.reset()), {}
+        return self._array(self.transition.reset(base_lr=base_lr)), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Train for one interval.
@@ -116,7 +123,8 @@ class LRControlEnv(gymnasium.Env):
             Observation, reward, terminated, truncated (always False) and info, with `lr` and `loss` of the interval and
             `diverged`.
         """
-        outcome = self.transition.step(torch.as_tensor(np.asarray(action)).reshape(1, self.transition.num_groups))
+        config, groups = self.transition.config, self.transition.num_groups
+        outcome = self.transition.step(checked_actions(config.action, action, (groups,))[None])
         lr, loss = float(outcome.lr[0, 0]), float(outcome.loss[0])
         self._history.append((lr, loss))
         info = {"lr": lr, "loss": loss, "diverged": bool(outcome.diverged)}

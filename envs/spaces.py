@@ -1,7 +1,11 @@
 """Gymnasium spaces of observations and actions."""
 
+from typing import Any
+
 import numpy as np
+import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from metalr.control.actions import ActionSpec
 from metalr.signals.observations import FEATURES
@@ -22,3 +26,49 @@ def action_space(spec: ActionSpec, num_groups: int) -> spaces.Space:
     if num_groups == 1:
         return spaces.Discrete(spec.levels)
     return spaces.MultiDiscrete([spec.levels] * num_groups)
+
+
+def checked_actions(spec: ActionSpec, actions: Any, shape: tuple[int, ...]) -> Tensor:
+    """Actions as a tensor of a shape.
+
+    Args:
+        spec: of the actions.
+        actions: numbers, or indices of levels; the last axis may be missing if it has length 1. Numbers beyond [-1, 1]
+            are cut off where they act.
+        shape: of the result.
+
+    Raises:
+        ValueError: another shape, something that is no number, or no index of a level.
+    """
+    array = np.asarray(actions)
+    if array.shape != shape and not (shape[-1] == 1 and array.shape == shape[:-1]):
+        raise ValueError(f"got actions of shape {array.shape}, expected {shape}: one for each run and LR group")
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise ValueError(f"got actions of {array.dtype} that are not all finite numbers, expected numbers in [-1, 1]")
+    if spec.levels and not ((array == np.floor(array)) & (array >= 0) & (array < spec.levels)).all():
+        raise ValueError(f"got actions that are no levels, expected whole numbers from 0 to {spec.levels - 1}")
+    return torch.as_tensor(array).reshape(shape)
+
+
+def checked_base_lr(value: Any, num_envs: int) -> Tensor:
+    """Base LRs `(num_envs,)` float64 from one number or one for each environment.
+
+    Raises:
+        ValueError: another shape, or a number that is not positive and finite.
+    """
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape not in ((), (num_envs,)) or not (np.isfinite(array) & (array > 0.0)).all():
+        raise ValueError(f"got base_lr {value}, expected a positive finite number, or one for each environment")
+    return torch.as_tensor(array).expand(num_envs).clone()
+
+
+def checked_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a reset.
+
+    Raises:
+        ValueError: one is unknown.
+    """
+    unknown = sorted(set(options or ()) - set(known))
+    if unknown:
+        raise ValueError(f"got options {unknown} for reset, expected {' or '.join(known)}: leave out the others")
+    return options or {}

@@ -69,6 +69,8 @@ class EnvConfig:
     def __post_init__(self) -> None:
         look_up(REWARDS, self.reward, "reward")
         visibility(self.visible, torch.zeros(1))
+        if self.decisions < 1:
+            raise ValueError(f"got {self.decisions} decisions, expected at least 1 for each run")
         for name in ("hide_loss", "hide_horizon"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"got {name} {getattr(self, name)}, expected a probability between 0 and 1")
@@ -130,14 +132,16 @@ class RunGroup:
         self.twin = BatchedRuns(task, num_runs, **options) if self.reward.paired else None
         self.num_groups = self.runs.layout.num_groups
         self.state: LoopState
+        self.given_base_lr: Tensor  # NaN where it was drawn
         self.like = torch.ones((num_runs, self.num_groups), dtype=self.runs.dtype, device=self.runs.device)
 
-    def reset(self, which: Tensor, seeds: Tensor) -> Tensor:
+    def reset(self, which: Tensor, seeds: Tensor, base_lr: Tensor | None = None) -> Tensor:
         """Start new episodes.
 
         Args:
             which: runs to start, `(num_runs,)` bool.
             seeds: of all runs, `(num_runs,)` int64; those of other runs are ignored.
+            base_lr: of the episodes that start, `(num_runs,)`; drawn if None.
 
         Returns:
             The observation of all runs, `(num_runs, num_groups, NUM_FEATURES)`.
@@ -151,7 +155,10 @@ class RunGroup:
             self.decision = torch.zeros(len(seeds), dtype=torch.int64, device=self.like.device)
             self.potential = self.start_log_loss = self.like.new_zeros(len(seeds))
         self.decision = self.decision.where(~which, 0)
-        self.base_lr = draw_base_lr(self.task, seeds, self.config.base_lr_range)
+        drawn = draw_base_lr(self.task, seeds, self.config.base_lr_range)
+        given = torch.full_like(drawn, torch.nan) if base_lr is None else base_lr.to(drawn)
+        self.given_base_lr = given if everything else torch.where(which, given, self.given_base_lr)
+        self.base_lr = torch.where(self.given_base_lr.isnan(), drawn, self.given_base_lr)
         hidden = seeding.stream(seeds, "feature_mask")
         self.known = Known(
             *(
@@ -246,11 +253,12 @@ class Transition:
         self._seed = seed
         self._episodes = torch.zeros(self.num_envs, dtype=torch.int64)
 
-    def reset(self, which: Tensor | None = None) -> Tensor:
+    def reset(self, which: Tensor | None = None, base_lr: Tensor | None = None) -> Tensor:
         """Start new episodes.
 
         Args:
             which: environments to start, `(num_envs,)` bool; None for all.
+            base_lr: of the episodes that start, `(num_envs,)`; drawn if None.
 
         Returns:
             The observation of all environments, `(num_envs, num_groups, NUM_FEATURES)`.
@@ -261,9 +269,10 @@ class Transition:
         self._episodes = self._episodes + which.long()
         shown = []
         size = self.num_envs // len(self.groups)
-        for group, mask, group_seeds in zip(self.groups, which.split(size), seeds.split(size), strict=True):
+        given = [None] * len(self.groups) if base_lr is None else base_lr.split(size)
+        for group, mask, group_seeds, lrs in zip(self.groups, which.split(size), seeds.split(size), given, strict=True):
             device = group.like.device
-            shown.append(group.reset(mask.to(device), group_seeds) if mask.any() else group.shown())
+            shown.append(group.reset(mask.to(device), group_seeds, lrs) if mask.any() else group.shown())
         return torch.cat(shown)
 
     def step(self, action: Tensor) -> Outcome:

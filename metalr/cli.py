@@ -55,6 +55,7 @@ else:
             folder, options = self.folder, self.options
             if self.resume is not None:
                 folder, options = self.resume, read_options(self.resume)
+            _check_device(options.device)
             train(options, folder, progress=_interactive())
             print(f"controller: {folder / 'controller.safetensors'}")
 
@@ -68,7 +69,7 @@ class Export:
     """
 
     source: tyro.conf.Positional[Path]
-    """A run folder or a .safetensors file."""
+    """A run folder, a .safetensors file, or the name of a shipped controller."""
     target: tyro.conf.Positional[Path]
     """The file to write."""
     task: str = "mnist1d-mlp"
@@ -89,7 +90,8 @@ class Export:
             controller, about = export_folder(self.source)
             card: dict[str, Any] = {"about": {**about, "exported_from": self.source.name}}
         else:
-            controller, card = load_controller(self.source), load_card(self.source)
+            source = _file_or_name(self.source)
+            controller, card = load_controller(source), load_card(source)
         if self.target.suffix == ".safetensors":
             save_controller(self.target, controller, card["about"])
         elif self.target.suffix == ".py":
@@ -124,7 +126,7 @@ class Compare:
     optimizer: str | None = None
     """Inner optimizer; each task's own by default."""
     controllers: tuple[Path, ...] = ()
-    """Controller files to compare with the schedules."""
+    """Controller files, or names of shipped ones, to compare with the schedules."""
     contenders: tuple[str, ...] = CLASSIC
     """Schedules, rules and optimizers to tune; `all` takes every one that needs no package of its own."""
     trials: int = 16
@@ -156,12 +158,13 @@ class Compare:
         from metalr.reports import report
         from metalr.tasks.catalog import make_task
 
+        _check_device(self.device)
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         settings = Settings(
             contenders=None if self.contenders == ("all",) else self.contenders,
             trials=self.trials,
             extension=self.extension,
-            factors=self.factors,
+            factors=tuple(dict.fromkeys(self.factors)),
             tune_controllers=self.tune_controllers,
             targets=self.targets,
             tuning_seeds=self.tuning_seeds,
@@ -173,13 +176,30 @@ class Compare:
             [make_task(name, horizon=self.horizon, **changes) for name in self.tasks],
             self.folder,
             settings,
-            controllers={name: load_controller(path) for name, path in names.items()},
+            controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
             device=self.device,
             progress=progress_bar() if _interactive() else None,
         )
         report.show(comparison)
         print(f"figure: {report.figure(comparison, self.folder / 'curves.png')}")
         print(f"report: {report.html(comparison, self.folder / 'report.html')}")
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError if a device cannot be used here."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"got device {name!r}, which cannot be used here ({reason}), expected cpu or cuda") from error
+
+
+def _file_or_name(source: Path) -> Path | str:
+    """The path of a file, or the name of a shipped controller where there is no such file."""
+    from metalr.artefacts.controller_file import SHIPPED
+
+    is_name = len(source.parts) == 1 and not source.exists() and (SHIPPED / f"{source}.safetensors").is_file()
+    return str(source) if is_name else source
 
 
 def _different_names(paths: tuple[Path, ...]) -> dict[str, Path]:
@@ -231,6 +251,7 @@ class Tune:
         from metalr.compare.selection import Criterion
         from metalr.tasks.catalog import make_task
 
+        _check_device(self.device)
         result = search(
             make_task(self.task, horizon=self.horizon),
             get_contender(self.contender),

@@ -150,6 +150,52 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
         call(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", *SMALL, "--device", "foo"], "got device 'foo', which cannot be used here"),
+        (["train", *SMALL, "--device", "cuda:77"], "got device 'cuda:77', which cannot be used here"),
+        (["train", *SMALL, "--decisions", "0"], "got 0 decisions, expected at least 1"),
+        (["train", *SMALL, "--episodes", "0"], "got a budget of 0 episodes"),
+        (["train", *SMALL, "--episodes", "-3"], "got a budget of -3 episodes"),
+        (["train", *SMALL, "--max-minutes", "-1"], "and -60.0 seconds, expected at least 1 episode and more than 0"),
+        (["train", *SMALL, "--max-minutes", "0"], "more than 0 seconds"),
+        (["train", *SMALL, "--max-minutes", "nan"], "more than 0 seconds"),
+        (["compare", "--device", "foo"], "got device 'foo', which cannot be used here"),
+        (["compare", "--tuning-seeds", "0"], "got tuning_seeds 0, expected at least 1"),
+        (["tune", "--device", "foo"], "got device 'foo', which cannot be used here"),
+        (["tune", "--tuning-seeds", "0"], "got tuning_seeds 0, expected at least 1"),
+        (["tune", "--trials", "0"], "got 0 trials"),
+    ],
+)
+def test_numbers_and_devices_that_make_no_sense(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert str(stop.value).startswith("metalr: got ")
+    assert message in str(stop.value)
+    assert list(tmp_path.rglob("*.json")) == []  # the corrected command finds the folder free
+
+
+def test_the_same_factor_twice_is_one(tmp_path):
+    arguments = ["--task", "teacher-student", "--horizon", "20", "--num-lrs", "2", "--tuning-seeds", "1"]
+    arguments += ["--report-seeds", "1", "--contenders", "constant", "--factors", "1", "1"]
+    call("compare", *arguments, "--folder", str(tmp_path))
+    records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert sum(r["phase"] == "wrong-base" for r in records) == len({r["cell"] for r in records if "wrong" in r["cell"]})
+
+
+def test_a_shipped_controllers_name_works_where_a_file_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("export", "mnist1d-mlp", "mine.safetensors")
+    assert load_card(tmp_path / "mine.safetensors") == load_card("mnist1d-mlp")
+    arguments = ["--task", "teacher-student", "--horizon", "40", "--num-lrs", "2", "--tuning-seeds", "1"]
+    arguments += ["--report-seeds", "1", "--contenders", "constant", "--factors", "1"]
+    call("compare", *arguments, "--controllers", "mnist1d-mlp", "--folder", "compared")
+    rows = (tmp_path / "compared" / "records.jsonl").read_text().splitlines()
+    assert "mnist1d-mlp" in {json.loads(row)["contender"] for row in rows}
+
+
 def test_a_name_that_does_not_say_what_to_write_is_refused(tmp_path):
     call("train", *SMALL, "--folder", str(tmp_path / "run"))
     with pytest.raises(SystemExit, match=r"expected a name that ends in \.safetensors"):

@@ -77,7 +77,7 @@ def search(
 
     Raises:
         ImportError: optuna is missing; the message names the extra.
-        ValueError: there is not at least one trial, or the range is not one.
+        ValueError: there is not at least one trial or seed, or the range is not one.
     """
     low, high = lr_range
     if num_trials < 1 or not 0.0 < low < high < math.inf:
@@ -85,6 +85,8 @@ def search(
             f"got {num_trials} trials in {lr_range}, expected at least 1 in a range 0 < low < high of factors of the "
             "base LR: pass for example 20 and (0.03, 30)"
         )
+    if tuning_seeds < 1:
+        raise ValueError(f"got tuning_seeds {tuning_seeds}, expected at least 1")
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed))

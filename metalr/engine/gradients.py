@@ -175,6 +175,7 @@ class _RowGradient:
     """
 
     def __init__(self, module: nn.Module, layout: ParameterLayout) -> None:
+        self.layout = layout
         self.module = copy.deepcopy(module)
         like = next(module.parameters())
         self.row, self.gradient = (like.new_zeros(layout.num_params).detach() for _ in range(2))
@@ -183,6 +184,9 @@ class _RowGradient:
             leaf = weights[name].detach().requires_grad_()
             leaf.grad = gradients[name]
             weights[name] = table[key] = leaf  # a tied weight has several places
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.module, self.layout)  # pickled as they are, views would come back as copies
 
     def __call__(self, row: Tensor, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
         """Gradient `(1, num_params)` and loss `(1,)` of weights `(num_params,)` on a minibatch `(1, batch, …)`."""

@@ -126,6 +126,23 @@ def test_a_plain_loop_sets_the_lrs_of_the_engine(name, action):
     )
 
 
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_eight_hundred_updates(name, factor):
+    """Rounding grows where the base LR is too big: then LRs agree as far as what was observed does."""
+    task, controller = task_of(name, horizon=800), random_policy(ANCHORED)
+    episode = in_engine(controller, task, factor * RATES[name])
+    rates, seen, _, scheduler = in_plain_loop(controller, task, factor * RATES[name])
+    assert not bool(episode.diverged.any())
+    apart = ((rates - episode.lr[:, 0]).abs() / episode.lr[:, 0]).amax(1)  # (800,)
+    assert float(apart[: 800 if factor == 1.0 else 200].max()) < 1e-9
+    observed = (torch.tensor(seen, dtype=torch.float64) - episode.observations[:, 0, 0]).abs().amax(1)
+    starts = [entry["updates"] for entry in scheduler.history]
+    assert len(starts) == len(observed) == DECISIONS
+    for start, stop, difference in zip(starts, [*starts[1:], 800], observed.tolist(), strict=True):
+        assert float(apart[start:stop].max()) < 1e-9 + 100.0 * difference
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("horizon", [14, 15, 50, 97])
 def test_other_policies_and_horizons(horizon, seed):
