@@ -22,7 +22,9 @@ FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "con
 USE = """
 import metalr, metalr.agents.ppo, metalr.envs, torch
 optimizer = torch.optim.SGD(torch.nn.Linear(3, 1).parameters(), lr=0.1)
-metalr.load_scheduler("mnist1d-mlp", optimizer, horizon=200)
+from metalr.artefacts.controller_file import SHIPPED
+for path in SHIPPED.glob("*.safetensors"):
+    metalr.load_scheduler(path.stem, optimizer, horizon=200)
 print(metalr.__file__, metalr.agents.ppo.__file__)
 """
 
