@@ -97,7 +97,8 @@ class Export:
         elif self.target.suffix == ".py":
             write_standalone(controller, card, self.target)
         elif self.target.suffix == ".csv":
-            write_replay_csv(controller, self._multipliers(controller), self.target, card=card)
+            multipliers = self._multipliers(controller)
+            write_replay_csv(controller, multipliers, self.target, card=card, horizon=self.horizon)
         else:
             raise ValueError(f"got target {self.target}, expected a name that ends in .safetensors, .py or .csv")
         print(self.target)

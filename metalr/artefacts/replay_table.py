@@ -14,7 +14,12 @@ from metalr.files import whole_file
 
 
 def write_replay_csv(
-    controller: Controller, multipliers: Tensor | None, path: str | Path, *, card: Mapping[str, Any] | None = None
+    controller: Controller,
+    multipliers: Tensor | None,
+    path: str | Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    horizon: int | None = None,
 ) -> Path:
     """Write the LR factor of every decision as a table.
 
@@ -24,16 +29,19 @@ def write_replay_csv(
             `Episode.multipliers`; their geometric mean is written. None for a schedule or a replay.
         path: ends in `.csv`; must not exist.
         card: facts for people; its `about` goes into the heading.
+        horizon: inner steps in those runs; needed for early decisions, whose places depend on it.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the path has another ending, or the controller is closed-loop and there are no multipliers.
+        ValueError: the path has another ending, the controller is closed-loop and there are no multipliers, or they are
+            not those of a run of that horizon.
         FileExistsError: the file already exists.
     """
     path = _new_file(path, ".csv")
-    values = _played(controller, multipliers)
+    values = _played(controller, multipliers, horizon)
+    places = _places(controller, len(values), horizon)
     lines = [
         "open-loop replay of a learned LR controller, not the controller itself",
         "WARNING: replay loses the gain: a table sees no run, so it corrects neither a wrong base LR nor an explosion",
@@ -44,18 +52,30 @@ def write_replay_csv(
         file.writelines(f"# {' '.join(str(line).split())}\n" for line in lines)
         table = csv.writer(file)
         table.writerow(["decision", "progress", "base_schedule", "lr_multiplier", "lr_factor"])
-        for decision, multiplier in enumerate(values):
-            progress = decision / len(values)
+        for decision, (progress, multiplier) in enumerate(zip(places, values, strict=True)):
             base = controller.schedule(progress)
             table.writerow([decision, progress, base, multiplier, base * multiplier])
     return path
 
 
-def _played(controller: Controller, multipliers: Tensor | None) -> list[float]:
+def _places(controller: Controller, count: int, horizon: int | None) -> list[float]:
+    """The progress at each of `count` decisions."""
+    if controller.spacing == "even":
+        return [decision / count for decision in range(count)]
+    steps = [] if horizon is None else controller.decision_steps(horizon)
+    if horizon is None or len(steps) != count:
+        raise ValueError(
+            f"got {count} multipliers of a controller with early decisions and horizon {horizon}, expected "
+            f"{len(steps) or 'to know the horizon'}: pass all multipliers of a run, and its horizon"
+        )
+    return [step / horizon for step in steps]
+
+
+def _played(controller: Controller, multipliers: Tensor | None, horizon: int | None) -> list[float]:
     if multipliers is not None:
         return multipliers.double().reshape(len(multipliers), -1).log().mean(1).exp().tolist()
     if isinstance(controller, ScheduleController):
-        return [1.0] * controller.decisions
+        return [1.0] * (controller.decisions if horizon is None else len(controller.decision_steps(horizon)))
     if isinstance(controller, ReplayController):
         return list(controller.multipliers)
     raise ValueError(

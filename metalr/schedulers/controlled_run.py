@@ -130,9 +130,10 @@ class ControlledRun:
         """
         self.clock.started = True
         self.history = History()
-        loss = torch.tensor([self.losses.mean()], dtype=torch.float64)
-        prospect = Prospect(*self.meter.prospect(lrs), loss.log())
-        self.state = loop.start(self.controller, self.state, prospect, self._horizon, self._known(bool(self.losses)))
+        loss = self.ranks.talk.first_loss(self.losses)
+        log_loss = torch.tensor([math.nan if loss is None else loss], dtype=torch.float64).log()
+        prospect = Prospect(*self.meter.prospect(lrs), log_loss)
+        self.state = loop.start(self.controller, self.state, prospect, self._horizon, self._known(loss is not None))
         self._agree(0)
 
     def before_update(self) -> None:

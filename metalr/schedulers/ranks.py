@@ -14,8 +14,9 @@ the ranks communicate through the key-value store that every process group has, 
    nothing as long as the ranks compute alike; where their processors round differently, the numbers of the first rank
    to offer hold for all.
 
-The loss of the last update of an interval therefore counts in the next interval. Which ranks' losses count does not
-depend on timing, so a run repeats exactly.
+The loss of the last update of an interval therefore counts in the next interval, and the first decision, before which
+nothing can have been exchanged, sees no loss. Which ranks' losses count does not depend on timing, so a run repeats
+exactly.
 """
 
 import itertools
@@ -42,6 +43,10 @@ class Talk(ABC):
     @abstractmethod
     def restart(self) -> None:
         """Forget everything published, because the update count starts over or jumps."""
+
+    @abstractmethod
+    def first_loss(self, log: LossLog) -> float | None:
+        """The loss that the decision before the first update may see; None if there is none that all ranks know."""
 
     @abstractmethod
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
@@ -99,6 +104,10 @@ class Alone(Talk):
     def restart(self) -> None:
         """Do nothing: nothing is ever published."""
 
+    def first_loss(self, log: LossLog) -> float | None:
+        """The mean of this rank's losses."""
+        return log.mean() if log else None
+
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
         """Do nothing: there is no rank to read the losses."""
 
@@ -134,6 +143,10 @@ class Agreement(Talk):
 
     def restart(self) -> None:
         self._epoch += 1
+
+    def first_loss(self, log: LossLog) -> float | None:
+        """None: with its own loss each rank would decide otherwise, and whoever came first would decide for all."""
+        return None
 
     def publish(self, stop: int, losses: Mapping[int, float]) -> None:
         said = list(losses.items()) if self._rank < _SPEAKERS else []

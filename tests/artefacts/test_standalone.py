@@ -18,8 +18,8 @@ from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.learned_lr import LearnedLR
-from metalr.schedules import Constant, Cosine, Function, Sequence, Warmup
-from tests.support.policies import random_policy
+from metalr.schedules import Constant, Cosine, Function, Linear, Sequence, Warmup
+from tests.support.policies import random_policy, recurrent_policy
 from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
@@ -195,3 +195,28 @@ def test_the_replay_table(tmp_path):
 def test_the_replay_table_of_an_open_loop_controller(tmp_path):
     path = write_replay_csv(ScheduleController(Cosine(), 4), None, tmp_path / "replay.csv")
     assert [row["lr_factor"] for row in table(path)[1]] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_the_replay_table_of_early_decisions(tmp_path):
+    """Decisions fall at 0, 2, 4, 8, 16 and 28 of 40 updates, which is not every sixth of them."""
+    places = [0.0, 0.05, 0.1, 0.2, 0.4, 0.7]
+    controller = random_policy(schedule=Linear(), decisions=4, spacing="doubling")
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    rows = table(write_replay_csv(controller, values, tmp_path / "a.csv", horizon=40))[1]
+    assert [row["progress"] for row in rows] == pytest.approx(places)
+    expected = [multiplier * (1.0 - place) for multiplier, place in zip(values.tolist(), places, strict=True)]
+    assert [row["lr_factor"] for row in rows] == pytest.approx(expected)
+    open_loop = ScheduleController(Linear(), 4, "doubling")
+    rows = table(write_replay_csv(open_loop, None, tmp_path / "b.csv", horizon=40))[1]
+    assert [row["lr_factor"] for row in rows] == pytest.approx([1.0 - place for place in places])
+    for horizon in (None, 400):
+        with pytest.raises(ValueError, match=r"got 6 multipliers .*, expected .*: pass all multipliers of a run"):
+            write_replay_csv(controller, values, tmp_path / "c.csv", horizon=horizon)
+    assert not (tmp_path / "c.csv").exists()
+
+
+@pytest.mark.parametrize("make", [random_policy, recurrent_policy], ids=["policy", "recurrent"])
+def test_early_decisions_are_in_the_file(make, tmp_path):
+    controller = make(spacing="doubling")
+    made = module_of(controller, tmp_path).make_controller()
+    assert made.decision_steps(100) == controller.decision_steps(100) != make().decision_steps(100)

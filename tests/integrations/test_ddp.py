@@ -103,7 +103,8 @@ def test_ranks_set_the_same_bits_though_their_losses_differ(runs, key):
     assert not any(a == b for a, b in zip(first["losses"], second["losses"], strict=True))
     assert len({row[0] for row in first["lrs"]}) == HORIZON
     assert [e["updates"] for e in first["history"]] == [0, 4, 8, 12, 16, 20]
-    assert all(e["features"]["has_loss"][0] == 1.0 for e in first["history"])
+    assert [e["features"]["has_loss"][0] for e in first["history"]] == [0.0] + [1.0] * 5
+    assert first["history"] == second["history"]
 
 
 def test_nothing_depends_on_who_comes_first(runs):
@@ -224,7 +225,7 @@ def test_fsdp_ranks_set_the_same_bits_and_those_of_one_process(runs, scope):
 
 def test_fsdp_with_losses_sets_the_same_bits_and_resumes(runs):
     whole = runs[0]["fsdp with losses", None]
-    assert all(e["features"]["has_loss"][0] == 1.0 for e in whole["history"])
+    assert [e["features"]["has_loss"][0] for e in whole["history"]] == [0.0] + [1.0] * 5
     for rank in runs:
         for at in (None, 6, 7):
             result = rank["fsdp with losses", at]

@@ -33,6 +33,13 @@ def test_losses_are_averaged_over_ranks_and_everybody_reads_the_same():
         assert measurement.tolist() == [1.0, 1.0]
 
 
+def test_the_first_decision_sees_no_loss_that_other_ranks_do_not_know():
+    first, _ = pair()
+    assert first.first_loss(log_of(1.0)) is None
+    assert Alone().first_loss(log_of(1.0, 2.0)) == 1.5
+    assert Alone().first_loss(log_of()) is None
+
+
 def test_the_first_offer_holds_for_all():
     first, second = pair()
     for rank in (first, second):

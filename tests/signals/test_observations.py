@@ -277,7 +277,11 @@ def test_a_fall_is_steep_for_its_place_in_the_run():
     falls = [stats_of([math.exp(-fall)] * 3) for fall in (0.0, 0.4, 0.9)]
     got = features_of(*falls, steps=(10.0, 20.0, 80.0), multipliers=(1.0, 2.0, 2.0 * math.e))
     assert got["over_steepest"] == approx(0.5)
-    # By step alone it would have been the second: 0.04 per step against 0.1.
+    # By 1.4 over an eightfold is steeper again, 0.67 per e-fold against 0.58, though less for each multiple.
+    falls = [stats_of([math.exp(-fall)] * 3) for fall in (0.0, 0.4, 1.8)]
+    got = features_of(*falls, steps=(10.0, 20.0, 160.0), multipliers=(1.0, 2.0, 2.0 * math.e))
+    assert got["over_steepest"] == approx(0.0)
+    falls = [stats_of([math.exp(-fall)] * 3) for fall in (0.0, 0.4, 0.9)]
     got = features_of(*falls, steps=(10.0, 20.0, 25.0), multipliers=(1.0, 2.0, 2.0 * math.e))
     assert got["over_steepest"] == approx(0.0)
 
