@@ -20,16 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from metalr import seeding
-from metalr.agents.clone import (
-    CloneFolder,
-    ClonePolicy,
-    Episodes,
-    EpisodeStore,
-    imitation_loss,
-    roll_out,
-    save_tensors,
-    spread_guesses,
-)
+from metalr.agents.clone import ClonePolicy, EpisodeStore, imitation_loss
+from metalr.agents.clone_folder import CloneFolder, save_tensors
+from metalr.agents.clone_runs import Episodes, roll_out, spread_guesses
 from metalr.control import actions
 from metalr.control.controller import Controller
 from metalr.control.recurrent import RecurrentPolicyController, RecurrentState

@@ -33,7 +33,8 @@ from experiments.support.general_training import (
     rivals,
     small_grid,
 )
-from metalr.agents.clone import CloneConfig, ClonePolicy, EpisodeStore, roll_out
+from metalr.agents.clone import ClonePolicy, EpisodeStore
+from metalr.agents.clone_runs import CloneConfig, roll_out
 from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, to_bytes
 from metalr.control.controller import Controller

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metalr.agents.clone import CloneConfig, CloneFolder
+from metalr.agents.clone_folder import CloneFolder
+from metalr.agents.clone_runs import CloneConfig
 from metalr.compare.calibrated import LossCurve, fit
 from metalr.compare.oracle import Grid
 from metalr.control.controller import Controller

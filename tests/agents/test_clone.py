@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalr.agents.clone import (
-    Batch,
-    CloneConfig,
-    CloneFolder,
-    ClonePolicy,
-    EpisodeStore,
-    guesses,
-    imitation_loss,
-    plan,
-    roll_out,
-)
+from metalr.agents.clone import Batch, ClonePolicy, EpisodeStore, imitation_loss
+from metalr.agents.clone_folder import CloneFolder
+from metalr.agents.clone_runs import CloneConfig, guesses, plan, roll_out
 from metalr.agents.polish import PolishConfig, polish, run_pairs
 from metalr.compare.oracle import Grid
 from metalr.control.actions import ActionSpec

@@ -1,0 +1,111 @@
+"""The files of a cloning: oracle curves, rollouts and students.
+
+Each piece is written whole, and what is there is not made again: a training that was cut off continues where it was,
+and several processes can share the work.
+"""
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from metalr.agents.clone import ClonePolicy, EpisodeStore, fit
+from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_oracle, plan, roll_out
+from metalr.compare.oracle import OracleCurve
+from metalr.control.controller import Controller
+from metalr.files import write_whole
+from metalr.tasks.task import Task
+
+log = logging.getLogger("metalr")
+
+
+class CloneFolder:
+    """The files of a training, each made when it is first asked for.
+
+    Oracle curves do not depend on the student, so students of several seeds can share a folder.
+
+    Args:
+        folder: of all files; made if it is missing.
+        draw: index -> task.
+        config: settings.
+    """
+
+    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig) -> None:
+        self.folder = folder
+        self.student = folder / f"student-{config.student_seed}"
+        self.draw = draw
+        self.config = config
+
+    def plan(self, index: int) -> Plan:
+        """How a task is run."""
+        return plan(index, self.draw(index), self.config)
+
+    def oracle(self, index: int) -> tuple[OracleCurve, Episodes]:
+        """The oracle curve of a task, and its episodes."""
+
+        def make() -> dict:
+            curve, episodes = make_oracle(self.plan(index), self.config)
+            return {"curve": vars(curve), "episodes": episodes._asdict()}
+
+        saved = cached(self.folder / "oracle" / f"{index:05d}.pt", make)
+        return OracleCurve(**saved["curve"]), Episodes(**saved["episodes"])
+
+    def rollouts(self, round_index: int, index: int, controller: Controller | None = None) -> Episodes:
+        """The episodes of a task in a round of rollouts.
+
+        Args:
+            round_index: from 1.
+            index: of the task.
+            controller: the student before this round; None reads its file.
+        """
+
+        def make() -> dict:
+            student = controller or self.policy(round_index - 1).controller(self.config)
+            planned = self.plan(index)
+            curve, _ = self.oracle(index)
+            log_guess, seeds = guesses(planned, self.config, round_index)
+            student = student.with_schedule(planned.schedule)
+            return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
+
+        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
+
+    def policy(self, round_index: int) -> ClonePolicy:
+        """The student after a round, which must have been trained."""
+        policy = ClonePolicy(self.config.hidden_size, self.config.student_seed)
+        policy.load_state_dict(torch.load(self.student / f"policy-{round_index}.pt", weights_only=True))
+        return policy
+
+    def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
+        """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
+
+        Args:
+            round_index: 0 trains on the oracle's episodes alone.
+            indices: of the tasks.
+        """
+        path = self.student / f"policy-{round_index}.pt"
+        if not path.exists():
+            pieces = [self.oracle(index)[1] for index in indices]
+            pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
+            fresh = ClonePolicy(self.config.hidden_size, self.config.student_seed)
+            policy = self.policy(round_index - 1) if round_index else fresh
+            curve = fit(policy, EpisodeStore(pieces), self.config, 1000 * self.config.student_seed + round_index)
+            log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
+            save_tensors(path, policy.state_dict())
+        return self.policy(round_index)
+
+
+def save_tensors(path: Path, tensors: object) -> None:
+    """Write tensors to a file, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, buffer.getvalue())
+
+
+def cached(path: Path, make: Callable[[], dict]) -> dict:
+    """The content of a file; made, and written whole, if it is not there."""
+    if not path.exists():
+        save_tensors(path, make())
+    return torch.load(path, weights_only=True)
