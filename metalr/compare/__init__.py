@@ -12,6 +12,7 @@ ablations            variants of a learned controller that explain it
 run_record           a run: planned, recorded, its curve
 fingerprints         JSON descriptions of tasks and controllers
 batches              trains planned runs in batches
+oracle               curves of the final loss against the LR, and the regret of an LR
 selection            the best trial by a criterion
 results              records become rows of tables
 statistics           robust means, bootstrap intervals, profiles

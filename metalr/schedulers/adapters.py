@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,7 +17,8 @@ from metalr.schedules import Schedule
 def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callable[..., Any]:
     """A loss function that also passes its training losses to a scheduler, for Hugging Face's `compute_loss_func`.
 
-    Losses that need no gradient, as in evaluation, are not passed.
+    Losses that need no gradient, as in evaluation, are not passed. With `num_items_in_batch`, the losses of accumulated
+    minibatches are parts of a sum, and their sum is passed: the scheduler compares it with gradients of that unit.
 
     Args:
         loss_function: returns a loss, or a tuple that begins with it.
@@ -28,14 +30,35 @@ def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callab
     Example:
         trainer = Trainer(..., compute_loss_func=observing(my_loss, scheduler), optimizers=(optimizer, scheduler))
     """
+    parts = _Parts(scheduler)
 
     @functools.wraps(loss_function)
     def observed(*args: Any, **kwargs: Any) -> Any:
         loss = loss_function(*args, **kwargs)
-        _observe_if_training(loss, scheduler)
+        first = _training_loss(loss)
+        if first is not None:
+            scheduler.observe(first if kwargs.get("num_items_in_batch") is None else parts.next(first))
         return loss
 
     return observed
+
+
+class _Parts:
+    """Parts of the loss of one update, made into numbers whose mean is their sum, since `observe` takes means."""
+
+    def __init__(self, scheduler: LearnedLR) -> None:
+        self.scheduler = scheduler
+        self.update = -1
+
+    def next(self, part: Tensor) -> Tensor:
+        """The number for the next part."""
+        if self.update != self.scheduler.updates:
+            self.update, self.count, self.sum = self.scheduler.updates, 0, torch.zeros_like(part.detach())
+        # With S the sum of k parts, k · S less (k - 1) times the sum before is this.
+        self.count += 1
+        number = self.sum + self.count * part.detach()
+        self.sum = self.sum + part.detach()
+        return number
 
 
 def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
@@ -54,15 +77,16 @@ def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
             loss = output.get("loss")
         else:
             loss = getattr(output, "loss", output[0] if isinstance(output, tuple) else None)
-        _observe_if_training(loss, scheduler)
+        first = _training_loss(loss)
+        if first is not None:
+            scheduler.observe(first)
 
     return model.register_forward_hook(hook)
 
 
-def _observe_if_training(loss: Any, scheduler: LearnedLR) -> None:
+def _training_loss(loss: Any) -> Tensor | None:
     first = loss[0] if isinstance(loss, tuple) else loss  # (loss, outputs) if outputs were asked for
-    if isinstance(first, Tensor) and first.requires_grad:
-        scheduler.observe(first)
+    return first if isinstance(first, Tensor) and first.requires_grad else None
 
 
 class TimmScheduler:

@@ -133,8 +133,9 @@ class LearnedLR(LRScheduler):
         The value stays on its device.
 
         Args:
-            loss: one number; a dict of losses counts as their sum, and several calls for one update (gradient
-                accumulation) as their mean.
+            loss: one number, in the unit of the loss whose gradient is used (with gradient accumulation, before the
+                division by the number of minibatches); a dict of losses counts as their sum, and several calls for one
+                update (gradient accumulation) as their mean.
 
         Raises:
             TypeError: the loss is not a number at all.

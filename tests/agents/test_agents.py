@@ -73,7 +73,8 @@ def test_dqn_repairs_a_wrong_base_on_the_noisy_quadratic(noisy_quadratic, tmp_pa
     task, constant = noisy_quadratic
     action = ActionSpec(mode="recursive", alpha=2.3, levels=7)
     transition = Transition([task], 32, EnvConfig(decisions=10, schedule=Constant(), action=action))
-    controller = train_dqn(transition, tmp_path / "run", budget=Budget(episodes=3200))
+    # After half as many, one seed in two has found it.
+    controller = train_dqn(transition, tmp_path / "run", budget=Budget(episodes=6400))
     assert (loss_from_wrong_bases(controller, task) / constant).max() <= 0.8
 
 
