@@ -43,9 +43,10 @@ def without_losses(training: Training, scheduler, updates: int = LONG) -> None:
 # Losses
 
 
-def test_a_controller_that_needs_losses_and_gets_none():
+def test_a_controller_that_needs_losses_and_gets_none(tmp_path):
+    path = save_controller(tmp_path / "c.safetensors", random_policy(), {"env": {"hide_loss": 0.0}})
     training = Training()
-    scheduler = load_scheduler("general", training.optimizer, LONG)
+    scheduler = load_scheduler(path, training.optimizer, LONG)
     (message,) = warned(lambda: without_losses(training, scheduler))
     assert "no loss was observed by the second decision" in message
 
