@@ -17,7 +17,7 @@ from torch import Tensor
 from metalr import seeding
 from metalr.control import actions
 from metalr.control.actions import ActionState
-from metalr.control.controller import Controller
+from metalr.control.controller import Controller, Spacing
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
 from metalr.schedules import Schedule
@@ -48,6 +48,11 @@ class RandomOfSeeds(Controller):
         """Those of the random controller."""
         return self.random.decisions
 
+    @property
+    def spacing(self) -> Spacing:  # type: ignore[override]
+        """That of the random controller."""
+        return self.random.spacing
+
     def init(self, like: Tensor) -> tuple[Tensor, ActionState]:
         return self.random.init(like)
 
@@ -75,7 +80,7 @@ def mean_replay(controller: Controller, multipliers: Tensor) -> ReplayController
         multipliers: `(decisions, num_runs, num_groups)` that it set; their geometric mean is played.
     """
     mean = multipliers.double().log().mean((1, 2)).exp()
-    return ReplayController(tuple(mean.tolist()), controller.schedule, controller.spacing)
+    return ReplayController(tuple(mean.tolist()), controller.schedule, controller.spacing, controller.decisions)
 
 
 def untrained(controller: PolicyController, seed: int = 0) -> PolicyController:
@@ -87,17 +92,21 @@ def untrained(controller: PolicyController, seed: int = 0) -> PolicyController:
         weights.append(drawn.view(weight.shape) / math.sqrt(weight.shape[1]))
     network = PolicyNetwork(weights, [torch.zeros_like(bias) for bias in controller.network.biases])
     return PolicyController(
-        network, controller.action, controller.schedule, controller.decisions, visible=controller.visible
+        network,
+        controller.action,
+        controller.schedule,
+        controller.decisions,
+        visible=controller.visible,
+        spacing=controller.spacing,
     )
 
 
 def ablations_of(controller: Controller, seed: int = 0) -> dict[str, Controller]:
     """Name -> variant, as far as the controller's kind has them. The replay needs episodes: see `mean_replay`."""
-    found: dict[str, Controller] = {"base schedule": ScheduleController(controller.schedule, controller.decisions)}
+    plan = controller.schedule, controller.decisions
+    found: dict[str, Controller] = {"base schedule": ScheduleController(*plan, controller.spacing)}
     if hasattr(controller, "action"):
-        found["random policy"] = RandomController(
-            controller.action, controller.schedule, controller.decisions, seed=seed
-        )
+        found["random policy"] = RandomController(controller.action, *plan, seed=seed, spacing=controller.spacing)
     if isinstance(controller, PolicyController):
         found["untrained policy"] = untrained(controller, seed)
     return found

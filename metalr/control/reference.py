@@ -107,6 +107,8 @@ class ReplayController(Controller):
         multipliers: for decisions 0, 1, …; the last one holds for any further decisions.
         schedule: base schedule.
         spacing: of the decisions.
+        even_decisions: per run, where they are evenly spaced; None for one for each multiplier. With early decisions
+            there are a few more of them.
 
     Raises:
         ValueError: the list is empty, or a multiplier is not a positive finite number.
@@ -126,6 +128,7 @@ class ReplayController(Controller):
     multipliers: tuple[float, ...]
     schedule: Schedule = field(default_factory=Constant)
     spacing: Spacing = "even"
+    even_decisions: int | None = None
 
     def __post_init__(self) -> None:
         if not self.multipliers or not all(isinstance(m, float) and 0.0 < m < math.inf for m in self.multipliers):
@@ -133,8 +136,8 @@ class ReplayController(Controller):
 
     @property
     def decisions(self) -> int:  # type: ignore[override]
-        """One for each multiplier."""
-        return len(self.multipliers)
+        """One for each multiplier, unless there are early ones."""
+        return len(self.multipliers) if self.even_decisions is None else self.even_decisions
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -158,6 +161,7 @@ class ReplayController(Controller):
             "multipliers": list(self.multipliers),
             "schedule": schedules.to_config(self.schedule),
             "spacing": self.spacing,
+            "even_decisions": self.even_decisions,
         }
 
     @staticmethod
@@ -165,4 +169,6 @@ class ReplayController(Controller):
         """Rebuild the controller from the results of `config` and `tensors`."""
         multipliers = tuple(map(float, config["multipliers"]))
         schedule = schedules.from_config(config["schedule"])
-        return ReplayController(multipliers, schedule, check_spacing(config["spacing"]))
+        even = config["even_decisions"]
+        spacing = check_spacing(config["spacing"])
+        return ReplayController(multipliers, schedule, spacing, None if even is None else int(even))

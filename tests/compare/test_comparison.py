@@ -604,7 +604,7 @@ def test_bad_input_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="contender names"):
         compare(student(), tmp_path / "run", SMALL, controllers={"cosine": policy()})
     with pytest.raises(ValueError, match="at least two inner steps for each decision"):
-        compare(student(), tmp_path / "run", SMALL, controllers={"ppo": policy(decisions=15)})
+        compare(student().with_(horizon=1), tmp_path / "run", SMALL, controllers={"ppo": policy(decisions=15)})
     assert not (tmp_path / "run").exists()
 
 
@@ -646,3 +646,16 @@ def test_progress_counts_every_run(tmp_path: Path) -> None:
     show = comparison.progress_bar()
     show(1, 2, "task: tuning")
     show(2, 2, "task: tuning")
+
+
+def test_ablations_decide_when_their_controller_does():
+    controller = random_policy(spacing="doubling", decisions=5)
+    runs = BatchedRuns(make_task("quadratic", horizon=100), 2)
+    episode = run_episode(controller, runs, torch.tensor([0, 1]), torch.full((2,), 0.1), splits=())
+    replay = mean_replay(controller, episode.multipliers)
+    variants = [*ablations_of(controller).values(), replay, untrained(controller)]
+    steps = controller.decision_steps(100)
+    assert len(steps) > 5
+    assert all(variant.decision_steps(100) == steps for variant in variants)
+    again = run_episode(replay, runs, torch.tensor([0, 1]), torch.full((2,), 0.1), splits=())
+    assert torch.allclose(again.multipliers[:, 0], episode.multipliers.log().mean(1).exp(), rtol=1e-5)
