@@ -54,7 +54,7 @@ class LRControlEnv(gymnasium.Env):
     | loss_slope | soft(slope of log loss / its standard error, 3); 0 for fewer than 3 losses | -1 | 1 |
     | loss_slope_left | soft(slope of log loss · inner steps left, 1) | -1 | 1 |
     | loss_noise | (log10(deviation of log loss from its line) + 1) / 2, clipped; 0 for < 3 losses | -1 | 1 |
-    | loss_exploded | 1 if a loss was not finite or L is 4 times the loss at the start | 0 | 1 |
+    | loss_exploded | 1 if a loss was not finite or L beyond 4 times the loss at the start and noise | 0 | 1 |
     | over_lowest_overshot | soft(log(multiplier / lowest that overshot), 1); -1 before any has | -1 | 1 |
     | over_steepest | soft(log(multiplier / that of the steepest fall of the loss), 1) | -1 | 1 |
     | has_history | 1 once an interval has been seen | 0 | 1 |

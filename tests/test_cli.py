@@ -184,7 +184,7 @@ def test_numbers_and_devices_that_make_no_sense(arguments, message, tmp_path, mo
 
 
 def test_the_same_factor_twice_is_one(tmp_path):
-    arguments = ["--task", "teacher-student", "--horizon", "20", "--num-lrs", "2", "--tuning-seeds", "1"]
+    arguments = ["--task", "teacher-student", "--horizon", "20", "--trials", "2", "--tuning-seeds", "1"]
     arguments += ["--report-seeds", "1", "--contenders", "constant", "--factors", "1", "1"]
     call("compare", *arguments, "--folder", str(tmp_path))
     records = [json.loads(row) for row in (tmp_path / "records.jsonl").read_text().splitlines()]
@@ -193,13 +193,13 @@ def test_the_same_factor_twice_is_one(tmp_path):
 
 def test_a_shipped_controllers_name_works_where_a_file_does(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    call("export", "mnist1d-mlp", "mine.safetensors")
-    assert load_card(tmp_path / "mine.safetensors") == load_card("mnist1d-mlp")
-    arguments = ["--task", "teacher-student", "--horizon", "40", "--num-lrs", "2", "--tuning-seeds", "1"]
+    call("export", "general", "mine.safetensors")
+    assert load_card(tmp_path / "mine.safetensors") == load_card("general")
+    arguments = ["--task", "teacher-student", "--horizon", "40", "--trials", "2", "--tuning-seeds", "1"]
     arguments += ["--report-seeds", "1", "--contenders", "constant", "--factors", "1"]
-    call("compare", *arguments, "--controllers", "mnist1d-mlp", "--folder", "compared")
+    call("compare", *arguments, "--controllers", "general", "--folder", "compared")
     rows = (tmp_path / "compared" / "records.jsonl").read_text().splitlines()
-    assert "mnist1d-mlp" in {json.loads(row)["contender"] for row in rows}
+    assert "general" in {json.loads(row)["contender"] for row in rows}
 
 
 def test_a_name_that_does_not_say_what_to_write_is_refused(tmp_path):

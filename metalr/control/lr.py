@@ -22,8 +22,7 @@ def schedule_limit(schedule: Schedule) -> float:
     """The bound on the factor of a base schedule: a little more than its peak.
 
     Example:
-        >>> from metalr.schedules import Constant
-        >>> schedule_limit(Constant(2.0))
+        >>> schedule_limit(lambda progress: 2.0 - progress)
         2.2
     """
     values = schedule(torch.linspace(0.0, 2.0, _LOOKED_AT, dtype=torch.float64))

@@ -61,7 +61,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("loss_slope_left", "soft(slope of log loss · inner steps left, 1)", -1.0, 1.0),
     Feature("loss_noise", "(log10(deviation of log loss from its line) + 1) / 2, clipped; 0 for < 3 losses", -1.0, 1.0),
     Feature(
-        "loss_exploded", "1 if a loss was not finite or L is 4 times the loss at the start, beyond its noise", 0.0, 1.0
+        "loss_exploded", "1 if a loss was not finite or L beyond 4 times the loss at the start and noise", 0.0, 1.0
     ),
     Feature("over_lowest_overshot", "soft(log(multiplier / lowest that overshot), 1); -1 before any has", -1.0, 1.0),
     Feature("over_steepest", "soft(log(multiplier / that of the steepest fall of the loss), 1)", -1.0, 1.0),

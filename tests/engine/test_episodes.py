@@ -204,7 +204,9 @@ def test_interval_lr_in_numbers():
 
 def test_a_horizon_that_is_too_short_for_the_decisions():
     with pytest.raises(ValueError, match="got horizon 23 with 40 decisions, expected"):
-        run_episode(ScheduleController(Constant()), runs_of(), SEEDS, RATES)
+        run_episode(ScheduleController(Constant()), runs_of(), SEEDS, RATES, decisions=40)
+    fewer = run_episode(ScheduleController(Constant()), runs_of(), SEEDS, RATES)
+    assert len(fewer.multipliers) == 11  # its own number is 40; this is one for every two of 23 inner steps
 
 
 @pytest.mark.parametrize("decisions", [0, -1])

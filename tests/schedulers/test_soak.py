@@ -23,7 +23,10 @@ def resident() -> int:
 
 
 def soak(updates: int, horizon: int | None, **options) -> tuple[list[int], list[int]]:
-    """Memory and size of a checkpoint at ten moments of a long run."""
+    """Memory and size of a checkpoint at five moments of a long run, each after a decision if any are left.
+
+    Between two decisions the losses of the interval are a part of the checkpoint.
+    """
     weight = torch.nn.Parameter(torch.ones(20))
     optimizer = torch.optim.SGD([weight], lr=0.01, momentum=0.9)
     scheduler = LearnedLR(optimizer, random_policy(schedule=Constant()), horizon, **options)
@@ -33,7 +36,7 @@ def soak(updates: int, horizon: int | None, **options) -> tuple[list[int], list[
         scheduler.observe(1.0 + 0.1 * (t % 7))
         optimizer.step()
         scheduler.step()
-        if t % (updates // 10) == 0:
+        if t % (updates // 5) == 0:
             file = io.BytesIO()
             torch.save(scheduler.state_dict(), file)
             memory.append(resident())
