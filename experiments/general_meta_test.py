@@ -21,10 +21,12 @@ are installed and are variants of the task's optimizer.
 Measure: train loss over the train split, or its first 4,096 examples, at the last iterate, floored at 1e-3 of the
 untrained loss; a diverged run counts as untrained, and is counted.
 
-Targets: geometric mean over the tuned best classic's at most 1.05 from x1 and 1.15 from x0.1 and x10; over the
+Expected: geometric mean over the tuned best classic's at most 1.05 from x1 and 1.15 from x0.1 and x10; over the
 calibrated setting's at most 0.90; from x1 no task above 1.25 times its base schedule; from x0.01 and x100 no worse than
 the base schedule on 95 % of the tasks; from x0.1 and x10 a median regret of at most a tenth of cosine's; test loss no
 worse than tuned cosine's within its interval.
+
+Found: no controller has been run yet.
 """
 
 import math
@@ -35,7 +37,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.support import harness, records
-from experiments.support.general_training import FACTORS, Setup, calibrated_lrs, rivals
+from experiments.support.general_setup import FACTORS, Setup, calibrated_lrs, rivals
 from metalr.agents.clone_runs import CloneConfig
 from metalr.artefacts.controller_file import load_controller
 from metalr.compare.catalog import CLASSIC, EXTERNAL_CONTENDERS

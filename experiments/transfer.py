@@ -8,6 +8,10 @@ every task) and over the calibrated setting, one LR fitted on the other tasks of
 median over ten fresh seeds, 95 % interval), from a base LR that is a tenth, right and ten times. Three of the tasks
 share their data, which is to the advantage of the calibrated setting. `general` has seen digits in its training and
 none of the other data.
+
+Expected: within 1.05 of the tuned best from the right base LR, within 1.15 from a tenth of it and ten times it.
+
+Found: TRANSFER_FOUND
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,7 @@ tables           rows printed in aligned columns
 noisy_quadratic  the quadratic whose best schedule is known: loss, gradient, optima, tuned classics
 mnist1d_tanh     the task of two experiments on MNIST-1D
 readme_tables    the tables of the documents, made from committed records
-general_training folders and settings of the general controller
+general_setup    folders and settings of the general controller
 plain_loop       a user's own loop with an exported controller
 throughput       loops, rows, record and report of the throughput benchmark
 """
