@@ -47,9 +47,12 @@ def _draw_multiplier(axis: Any, scheduler: LearnedLR, updates: list[int], multip
     until = max(scheduler.updates, updates[-1])  # the last decision holds to the present end
     axis.step([*updates, until], [*multipliers, multipliers[-1]], where="post", color="#0072B2", linewidth=1.8)
     axis.axhline(1.0, color="#7F7F7F", linewidth=0.8)
+    bottom, top = 0.5 * min(*multipliers, 1.0), 2.0 * max(*multipliers, 1.0)
     action = getattr(scheduler.controller, "action", None)
     for bound in () if action is None else (action.low, action.high):
-        axis.axhline(bound, color="#7F7F7F", linewidth=0.8, linestyle="--")
-    axis.set(yscale="log", xlabel="optimizer updates", title="what it did")
-    axis.set_ylabel("LR multiplier: 1 is base LR · schedule,\ndashed its bounds", fontsize=9)
+        if bottom / 3.0 <= bound <= 3.0 * top:  # one that is far away would flatten the line
+            axis.axhline(bound, color="#7F7F7F", linewidth=0.8, linestyle="--")
+            bottom, top = min(bottom, 0.8 * bound), max(top, 1.25 * bound)
+    axis.set(yscale="log", ylim=(bottom, top), xlabel="optimizer updates", title="what it did")
+    axis.set_ylabel("LR multiplier: 1 is base LR · schedule,\ndashed a bound that is near", fontsize=9)
     plain_ticks(axis)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from metalr.control.actions import ActionSpec
 from metalr.control.reference import ScheduleController
 from metalr.reports import decision_figure
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Constant, Cosine
-from tests.support.policies import moderate_policy
+from tests.support.policies import moderate_policy, random_policy
 from tests.support.schedulers_under_test import HORIZON, Training
 
 pytest.importorskip("matplotlib")
@@ -49,10 +50,19 @@ def test_what_it_did(drawn, group):
     line = left.get_lines()[0]
     assert list(line.get_xdata()) == [0, 5, 9, 14, 18, HORIZON]
     assert list(line.get_ydata()) == [*multipliers, multipliers[-1]]
-    assert [line.get_ydata()[0] for line in left.get_lines()[1:]] == [1.0, 0.05, 20.0]
+    assert [line.get_ydata()[0] for line in left.get_lines()[1:]] == [1.0]
     low, high = left.get_ylim()
-    assert low < 0.05
-    assert high > 20.0
+    assert 0.05 < low < min(multipliers)
+    assert max(multipliers) < high < 20.0
+
+
+def test_bounds_that_are_near_are_shown(drawn):
+    near = random_policy(ActionSpec(alpha=0.1, low=0.5, high=2.0), scales=(0.3, 0.2))
+    left, _, _ = drawn(trained(near))
+    assert [line.get_ydata()[0] for line in left.get_lines()[1:]] == [1.0, 0.5, 2.0]
+    low, high = left.get_ylim()
+    assert low < 0.5
+    assert high > 2.0
 
 
 def test_what_it_saw(drawn):
