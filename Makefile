@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test test-slow test-gpu test-integrations lint demo clean
+.PHONY: help setup test test-slow test-gpu test-integrations lint demo reproduce clean
 
 help:
 	@echo "make test               lint, types, the quick tests, the examples of docs and docstrings"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-integrations  the tests in the loops of other libraries, which it installs"
 	@echo "make lint               lint and types alone"
 	@echo "make demo               train a controller, export it, use it and compare it (about two minutes)"
+	@echo "make reproduce          train the shipped controller again from scratch: an hour of one core, resumes when stopped"
 	@echo "make setup              .venv, with all that is needed for development; every target above makes it"
 	@echo "make clean              remove .venv and what was built; runs/ stays"
 
@@ -47,6 +48,9 @@ lint: setup
 
 demo: setup
 	$(BIN)/python -m experiments.demo
+
+reproduce: setup
+	$(BIN)/python -m experiments.general --workers 2
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

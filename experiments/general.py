@@ -1,15 +1,16 @@
 """Can a controller that was trained on tiny random tasks find the LR of tasks that it has never seen?
 
-    python -m experiments.general                   # oracle curves, clone, rounds of rollouts, polish, validation
+    python -m experiments.general                   # `make reproduce`: curves, clone, rounds of rollouts, validation
     python -m experiments.general --student-seed 1  # another student on the same curves
     python -m experiments.general --ship            # the same as the first, and write the file that is shipped
 
-Every piece is a file under `--folder`: a command that was cut off resumes, and several workers share the work. The
-controllers are judged on the *meta-validation* family, which is another distribution than that of the training: from
-base LRs that are wrong by up to a hundred times, the log final train loss over that of the best of 15 LRs under the
-same base schedule and on the same seeds. Their rivals are that schedule and cosine from the same base LRs, an edge
-rule, and the calibrated setting, which is one LR for each kind of optimizer, fitted on the curves of the training and
-read off those of the validation. The meta-test set is not touched here.
+About an hour of one core. Every piece is a file under `--folder`: a command that was cut off resumes, and several
+workers share the work. The controllers are judged on the *meta-validation* family, which is another distribution than
+that of the training: from base LRs that are wrong by up to a hundred times, the log final train loss over that of the
+best of 15 LRs under the same base schedule and on the same seeds. Their rivals are that schedule and cosine from the
+same base LRs, an edge rule, and the calibrated setting, which is one LR for each kind of optimizer, fitted on the
+curves of the training and read off those of the validation. The meta-test set is not touched here. At its end it says
+how close it came to the shipped file.
 
 Expected after cloning: a geometric mean of at most 1.10 over the best LR's loss from every guess, and below the
 calibrated setting's.
@@ -46,7 +47,7 @@ from experiments.support.general_setup import (
 from metalr.agents.clone import ClonePolicy, EpisodeStore
 from metalr.agents.clone_runs import CloneConfig, roll_out
 from metalr.agents.polish import PolishConfig, polish
-from metalr.artefacts.controller_file import SHIPPED, to_bytes
+from metalr.artefacts.controller_file import SHIPPED, load_card, to_bytes
 from metalr.control.controller import Controller
 from metalr.files import write_whole
 from metalr.tasks.general import MetaSplit
@@ -264,6 +265,10 @@ def main(args: Args) -> None:
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
     if args.ship:
         print(ship(args, rows, controllers))
+        return
+    shipped = load_card("general")["about"]
+    print(f"shipped  {shipped['validation'][shipped['stage']]}")
+    print(f"here     {_by_factor(rows, 'clone')}")
 
 
 if __name__ == "__main__":
