@@ -16,7 +16,7 @@ from metalr.agents.meta_losses import MetaLoss
 from metalr.control import actions, loop
 from metalr.control.controller import decision_steps
 from metalr.control.loop import LoopState
-from metalr.control.lr import lr_in_force
+from metalr.control.lr import lr_in_force, schedule_factor
 from metalr.control.recurrent import RecurrentState
 from metalr.engine.interval import measure, prospect, run_steps
 from metalr.engine.runs import BatchedRuns
@@ -194,7 +194,7 @@ class Unroll:
         """The absolute LRs of an interval, `(num_steps, num_runs, num_groups)`."""
         progress = torch.arange(start, stop, device=self.runs.device, dtype=torch.float64) / self.horizon
         if carry.loop is not None:
-            factor = self.schedule(progress).to(self.runs.dtype)[:, None, None]
+            factor = schedule_factor(self.schedule, progress).to(self.runs.dtype)[:, None, None]
             return lr_in_force(self.base_lr, factor, carry.loop.multiplier)
         if self.call is None:
             multiplier = self.learned(progress)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor
 from metalr.control import loop
 from metalr.control.controller import Controller
 from metalr.control.loop import Known
+from metalr.control.lr import bounded_multiplier
 from metalr.schedulers.clock import DecisionClock
 from metalr.schedulers.history import History
 from metalr.schedulers.loss_log import LossLog
@@ -234,7 +235,10 @@ class ControlledRun:
             ValueError: it belongs to another controller or another number of groups.
         """
         self._clear()
+        fresh = self.state.multiplier
         self.state = loop.from_saved(saved["loop"], self.state)
+        bounded = bounded_multiplier(self.controller.bounds, self.state.multiplier, fresh)
+        self.state = self.state._replace(multiplier=bounded)
         self.meter.load_state(saved["meter"])
         self.clock.load_state(saved)
         self.losses.load_state(saved["losses"])

@@ -204,3 +204,17 @@ def test_a_scheduler_in_place_of_a_finished_one_is_proper_use():
     first.detach()
     second = LearnedLR(training.optimizer, random_policy(), 20)
     assert warned(lambda: training.run(second, 20)) == []
+
+
+@pytest.mark.parametrize(("stored", "applied"), [(1e30, 20.0), (-3.0, 0.05), (float("nan"), 1.0)])
+def test_a_checkpoint_cannot_leave_the_bounds_of_the_card(stored, applied):
+    training = Training()
+    controller = random_policy(ActionSpec(low=0.05, high=20.0), schedule=Constant())
+    scheduler = LearnedLR(training.optimizer, controller, LONG)
+    for _ in range(3):
+        training.run(scheduler, 1)
+    state = scheduler.state_dict()
+    state["loop"]["multiplier"].fill_(stored)
+    scheduler.load_state_dict(state)
+    scheduler.step()
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(applied * scheduler.base_lrs[0])
