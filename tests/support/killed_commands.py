@@ -21,13 +21,13 @@ from metalr.artefacts.controller_file import load_card
 
 _TASK = ["--task", "teacher-student", "--horizon", "20"]
 _TRAIN = ["train", *_TASK, "--decisions", "5", "--num-envs", "8", "--episodes", "4000"]
-_COMPARE = ["compare", *_TASK, "--num-lrs", "5", "--draws", "2", "--tuning-seeds", "40", "--report-seeds", "40"]
+_COMPARE = ["compare", *_TASK, "--trials", "10", "--tuning-seeds", "40", "--report-seeds", "40"]
 _COMPARE += ["--contenders", "constant", "cosine", "wsd", "step", "linear", "exponential", "--factors", "0.1", "1"]
 
 
 def command(kind: str, folder: Path, name: str) -> list[str]:
     if kind == "export":
-        return ["export", "metalr/artefacts/shipped/mnist1d-mlp.safetensors", str(folder / f"{name}.safetensors")]
+        return ["export", "general", str(folder / f"{name}.safetensors")]
     if kind == "train" and (folder / name / "config.json").exists():
         return ["train", "--resume", str(folder / name)]
     return [*(_TRAIN if kind == "train" else _COMPARE), "--folder", str(folder / name)]
@@ -66,6 +66,8 @@ def killed_once(kind: str, folder: Path, delay: float) -> str:
     """Give the command and kill it `delay` seconds after there is something to lose."""
     pid = child(command(kind, folder, "killed"))
     while not begun(kind, folder):
+        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            raise SystemExit(f"got the {kind} command ended before there was anything to lose, expected it to run")
         time.sleep(0.01)
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
@@ -77,7 +79,7 @@ def main() -> None:
     kind, folder, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     moments = random.Random(kind)
-    longest = {"train": 6.0, "compare": 8.0, "export": 2.0}[kind]
+    longest = {"train": 6.0, "compare": 1.5, "export": 0.3}[kind]
     print(*(killed_once(kind, folder, moments.uniform(0.0, longest)) for _ in range(kills)))
     for name in ("killed", "whole"):
         _, status = os.waitpid(child(command(kind, folder, name)), 0)
