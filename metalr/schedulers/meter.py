@@ -120,9 +120,8 @@ class OptimizerMeter:
         """Keep gradients and weights before the second-to-last update of the interval."""
         if not self.measure:
             return
-        gradients, params = self._gradients(), self._params()
-        if any(self._holds_update(group) for group in self._groups()):
-            params = [[] if self._holds_update(g) else p for g, p in zip(self._groups(), params, strict=True)]
+        gradients = self._gradients()
+        params = [[] if self._holds_update(g) else p for g, p in zip(self._groups(), self._params(), strict=True)]
         lrs = [copy_of(group["lr"]) for group in self._groups()]
         spare, self._spare = self._spare, None
         if spare is None or _kinds(spare.gradients + spare.weights) != _kinds(gradients + params):
