@@ -17,10 +17,10 @@ calibrated setting's.
 
 Found, one student: 1.07 from x0.1 and x1, 1.15 from x10, 1.34 from x100 (medians 1.02 to 1.04, and 1.17 from x100),
 where its base schedule from the same guesses has 1.54, 1.00, 2.39 and 3.04. The calibrated setting has 1.08 (median
-1.01) whatever the guess, so the controller beats it only where the tasks of a kind differ. The mean over the training
-tasks fell from 0.104 to 0.082 from the second student to the third; a fourth round changed nothing on validation
-(0.145 for 0.140). Polishing by 22 updates at a rate of 2e-3 helped from x100 (0.29 to 0.17) and hurt from x1 (0.07 to
-0.11), so it was left out.
+1.01) whatever the guess: these tasks do not tell the two apart. Seen on the way and not in the records: the mean over
+the training tasks fell from 0.104 to 0.082 from the second student to the third; a fourth round changed nothing on
+validation (0.145 for 0.140); polishing by 22 updates at a rate of 2e-3 helped from x100 (0.29 to 0.17) and hurt from x1
+(0.07 to 0.11), so it was left out.
 """
 
 import logging
