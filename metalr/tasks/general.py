@@ -217,8 +217,8 @@ def _draw_data(draws: Draws, kind: str) -> Synthetic:
     return Synthetic(
         kind,
         seed=draws.integer(0, 1 << 30),
-        num_examples=draws.choice((512, 1024, 2048, 4096)),
-        noise=noise if draws.chance(0.5) else 0.0,
+        num_examples=draws.choice((128, 256, 512, 1024, 2048, 4096)),
+        noise=noise if draws.chance(0.3) else 0.0,
         input_scale=_scale(draws, 0.3, 0.1, 10.0),
         target_scale=_scale(draws, 0.3, 0.1, 10.0) if regression else 1.0,
     )
