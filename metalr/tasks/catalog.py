@@ -16,6 +16,7 @@ from metalr.optimizers.classic import AdamW, ExpectedSGD
 from metalr.registry import look_up
 from metalr.tasks import datasets, models
 from metalr.tasks.data import TensorData
+from metalr.tasks.imported import imported_task
 from metalr.tasks.losses import accuracy, noisy_quadratic_loss, squared_distance, token_cross_entropy
 from metalr.tasks.task import Task
 
@@ -121,18 +122,21 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, **changes: Any) -> Task:
-    """Build a shipped task by name.
+    """Build a shipped task by name, or one of your own by module and function.
 
     Args:
-        name: a key of `TASKS`.
-        **changes: any argument of `Task`, or of the task's builder (width, depth, …), to override.
+        name: a key of `TASKS`, or "module:function" as for `metalr.tasks.imported.imported_task`.
+        **changes: any argument of `Task`, or of a shipped task's builder (width, depth, …), to override.
 
     Raises:
-        ValueError: the name is unknown (the message suggests the nearest), or a number is out of range.
+        ValueError: the name is unknown (the message suggests the nearest), a number is out of range, or the function
+            is not there or returns something else.
         TypeError: an argument is unknown.
 
     Example:
         >>> make_task("quadratic", horizon=50).base_lr
         0.2
     """
+    if ":" in name:
+        return imported_task(name).with_(**changes)
     return look_up(TASKS, name, "task")(**changes)
