@@ -24,13 +24,15 @@ from metalr.control.policy import PolicyController
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.records import CONFIG, difference, read_config
 from metalr.registry import look_up
-from metalr.tasks.catalog import make_task
+from metalr.tasks.catalog import named_task
 from metalr.tasks.families import FAMILIES
 
 _AGENTS: dict[str, tuple[type[BaseAlgorithm], Callable[..., PolicyController]]] = {
     "ppo": (PPO, train_ppo),
     "dqn": (DQN, train_dqn),
 }
+# Of a shipped task, unless another is asked for.
+_HORIZON = 200
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class TrainOptions:
     agent: Literal["ppo", "dqn"] = "ppo"
     """The learner: PPO sets a continuous action, DQN chooses among levels."""
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     family: str | None = None
     """A task family in place of one task; see `metalr list`."""
     groups: int = 4
     """With a family: how many tasks to draw from it."""
-    horizon: int = 200
-    """Optimizer updates in a training run (a family has its own)."""
+    horizon: int | None = None
+    """Optimizer updates in a training run: 200, or your own task's, by default (a family has its own)."""
     optimizer: str | None = None
     """Inner optimizer; the task's own by default."""
     base_lr: float | None = None
@@ -82,6 +84,10 @@ class TrainOptions:
     seed: int = 0
     """Makes the run repeatable."""
 
+    def __post_init__(self) -> None:
+        if self.horizon is None and ":" not in self.task:
+            object.__setattr__(self, "horizon", _HORIZON)  # as config.json has always had it
+
 
 def build_transition(options: TrainOptions) -> Transition:
     """The environment's core that the options describe.
@@ -109,9 +115,8 @@ def build_transition(options: TrainOptions) -> Transition:
     if options.family is not None:
         tasks = look_up(FAMILIES, options.family, "task family").sample(options.seed, options.groups)
     else:
-        chosen = {"optimizer": options.optimizer, "base_lr": options.base_lr}
-        changes = {name: value for name, value in chosen.items() if value is not None}
-        tasks = [make_task(options.task, horizon=options.horizon, **changes)]
+        changes = {"optimizer": options.optimizer, "base_lr": options.base_lr}
+        tasks = [named_task(options.task, options.horizon, _HORIZON, **changes)]
     return Transition(tasks, options.num_envs, config)
 
 

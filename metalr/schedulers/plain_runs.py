@@ -4,6 +4,7 @@ For what the batched engine refuses. Gradients and updates are measured by the m
 """
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from metalr.signals.stats import Prospect, RunStats, loss_stats
 from metalr.tasks.data import Data, Split
 from metalr.tasks.models import seeded_parameters
 from metalr.tasks.task import Task
+
+log = logging.getLogger("metalr")
 
 
 def runs_of(
@@ -59,6 +62,7 @@ def runs_of(
             f"got groups {groups!r} and compile {compile} with a task on the plain path, expected one LR per run and "
             "no compilation: leave both out, and compile the network where it is built"
         )
+    log.info("task %s takes the plain path: %d runs, one after the other, not in one batch", task.name, num_runs)
     return PlainRuns(task, num_runs, dtype=dtype, device=device)
 
 

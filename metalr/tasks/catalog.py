@@ -137,6 +137,29 @@ def make_task(name: str, **changes: Any) -> Task:
         >>> make_task("quadratic", horizon=50).base_lr
         0.2
     """
-    if ":" in name:
+    if _is_imported(name):
         return imported_task(name).with_(**changes)
     return look_up(TASKS, name, "task")(**changes)
+
+
+def named_task(name: str, horizon: int | None, usual_horizon: int, **changes: Any) -> Task:
+    """Build a task for a command, whose options are None where they were not given.
+
+    Args:
+        name: as for `make_task`.
+        horizon: None leaves that of one's own task alone and gives a shipped one the usual one.
+        usual_horizon: of the command.
+        **changes: as for `make_task`; None changes nothing.
+
+    Example:
+        >>> named_task("quadratic", None, 400, optimizer=None).horizon
+        400
+    """
+    if horizon is None and not _is_imported(name):
+        horizon = usual_horizon
+    given = {key: value for key, value in {"horizon": horizon, **changes}.items() if value is not None}
+    return make_task(name, **given)
+
+
+def _is_imported(name: str) -> bool:
+    return ":" in name
