@@ -24,7 +24,7 @@ from metalr.control.policy import PolicyController
 from metalr.envs.transition import EnvConfig, Transition
 from metalr.records import CONFIG, difference, read_config
 from metalr.registry import look_up
-from metalr.tasks.catalog import named_task
+from metalr.tasks.catalog import is_imported, named_task
 from metalr.tasks.families import FAMILIES
 
 _AGENTS: dict[str, tuple[type[BaseAlgorithm], Callable[..., PolicyController]]] = {
@@ -84,10 +84,6 @@ class TrainOptions:
     seed: int = 0
     """Makes the run repeatable."""
 
-    def __post_init__(self) -> None:
-        if self.horizon is None and ":" not in self.task:
-            object.__setattr__(self, "horizon", _HORIZON)  # as config.json has always had it
-
 
 def build_transition(options: TrainOptions) -> Transition:
     """The environment's core that the options describe.
@@ -128,6 +124,8 @@ def train(options: TrainOptions, folder: Path, *, progress: bool = False, tensor
         FileExistsError: the folder holds something else.
     """
     resume = (folder / CONFIG).is_file()
+    if options.horizon is None and not is_imported(options.task):
+        options = dataclasses.replace(options, horizon=_HORIZON)  # as config.json has always had it
     changed = difference(asdict(read_options(folder)), asdict(options)) if resume else []
     if changed:
         raise ValueError(

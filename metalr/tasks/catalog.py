@@ -137,7 +137,7 @@ def make_task(name: str, **changes: Any) -> Task:
         >>> make_task("quadratic", horizon=50).base_lr
         0.2
     """
-    if _is_imported(name):
+    if is_imported(name):
         return imported_task(name).with_(**changes)
     return look_up(TASKS, name, "task")(**changes)
 
@@ -155,11 +155,12 @@ def named_task(name: str, horizon: int | None, usual_horizon: int, **changes: An
         >>> named_task("quadratic", None, 400, optimizer=None).horizon
         400
     """
-    if horizon is None and not _is_imported(name):
+    if horizon is None and not is_imported(name):
         horizon = usual_horizon
     given = {key: value for key, value in {"horizon": horizon, **changes}.items() if value is not None}
     return make_task(name, **given)
 
 
-def _is_imported(name: str) -> bool:
+def is_imported(name: str) -> bool:
+    """Whether the name is "module:function" rather than that of a shipped task."""
     return ":" in name
