@@ -158,18 +158,20 @@ def _plain(part: str) -> str:
 
 def _as_optimizer(optimizer: Any, plain: bool) -> InnerOptimizer:
     """The inner optimizer that was given, named or described by a class of `torch.optim`."""
-    if isinstance(optimizer, InnerOptimizer):
+    if isinstance(optimizer, InnerOptimizer) and (plain or not isinstance(optimizer, OwnOptimizer)):
         return optimizer
     if isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(
             f"got a {type(optimizer).__name__} of one network, expected what builds one, since every run has its own: "
             f"pass functools.partial(torch.optim.{type(optimizer).__name__}, …) without the parameters"
         )
-    if not callable(optimizer):
+    if not isinstance(optimizer, OwnOptimizer) and not callable(optimizer):
         return look_up(OPTIMIZERS, optimizer, "optimizer")
-    own = OwnOptimizer(factory=optimizer)
+    own = optimizer if isinstance(optimizer, OwnOptimizer) else OwnOptimizer(factory=optimizer)
+    if plain:
+        return own
     try:
-        formula = own if plain else like_torch(optimizer)
+        formula = like_torch(own.factory)
     except TypeError as error:
         raise ValueError(
             f"got {own!r}, which cannot be called as optimizer(params, lr=0.1) ({error}), expected a class of "
@@ -180,7 +182,7 @@ def _as_optimizer(optimizer: Any, plain: bool) -> InnerOptimizer:
             f"got the optimizer {own!r}, for which the batched engine has no formula, expected SGD, RMSprop, Adagrad, "
             f"Adam or AdamW with arguments that it knows: use one of {sorted(OPTIMIZERS)}, or {_plain('optimizer')}"
         )
-    return formula
+    return replace(formula, clip_norm=own.clip_norm)
 
 
 def _check_plain(task: Task, module: nn.Module) -> None:

@@ -36,11 +36,13 @@ def noisy_net() -> nn.Module:
         (torch.optim.Adagrad, Adagrad()),
         (partial(torch.optim.Adam, betas=(0.8, 0.99), weight_decay=0.1), Adam(0.1, None, 0.8, 0.99)),
         (partial(torch.optim.AdamW, weight_decay=0.2, lr=7.0), AdamW(weight_decay=0.2)),
+        (OwnOptimizer(factory=torch.optim.Adam, clip_norm=0.5), Adam(clip_norm=0.5)),
     ],
     ids=lambda value: value.__class__.__name__,
 )
 def test_a_class_of_torch_with_its_arguments_is_the_engines_own_optimizer(given, expected):
     assert own_task(optimizer=given).optimizer == expected
+    assert own_task(optimizer=given, plain=True).with_(plain=False).optimizer == expected
 
 
 @pytest.mark.parametrize(
