@@ -68,6 +68,31 @@ class ClonePolicy(nn.Module):
         )
 
 
+def averaged(policies: Sequence[ClonePolicy]) -> ClonePolicy:
+    """The policy whose action is the mean of several policies' actions, all of one hidden size.
+
+    Their memories lie side by side in one recurrent unit, whose weights are zero between members.
+
+    Example:
+        >>> averaged([ClonePolicy(4), ClonePolicy(4, seed=1)]).head.in_features
+        8
+    """
+    weights: dict[str, Tensor] = {}
+    for name in policies[0].state_dict():
+        parts = [policy.state_dict()[name] for policy in policies]
+        if name == "head.weight":
+            weights[name] = torch.cat(parts, 1) / len(parts)
+        elif name == "head.bias":
+            weights[name] = torch.stack(parts).mean(0)
+        else:
+            join = (lambda gates: torch.block_diag(*gates)) if name.startswith("cell.weight_hh") else torch.cat
+            by_gate = zip(*(part.chunk(3) for part in parts), strict=True)
+            weights[name] = torch.cat([join(gates) for gates in by_gate])
+    policy = ClonePolicy(len(policies) * policies[0].head.in_features)
+    policy.load_state_dict(weights)
+    return policy
+
+
 class Batch(NamedTuple):
     """Episodes of several tasks, padded to the longest; see `Episodes`.
 
@@ -161,7 +186,7 @@ def _padded(pieces: Sequence[Episodes]) -> Batch:
 
 
 def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int) -> list[float]:
-    """Train the policy on stored episodes.
+    """Train the policy on stored episodes, with noise on their observations.
 
     Returns:
         The loss of every update.
@@ -172,7 +197,8 @@ def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int
     curve = []
     for step in range(config.steps):
         batch = store.draw(config.batch, generator)
-        loss = imitation_loss(policy(batch.observations), batch, config)
+        noise = config.noise * torch.randn(batch.observations.shape, generator=generator)
+        loss = imitation_loss(policy(batch.observations + noise), batch, config)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -61,16 +61,18 @@ class Args(harness.Options):
 
     folder: Path = Path("runs/general")
     """Where everything goes."""
-    tasks: int = 600
+    tasks: int = 1200
     """Tasks of the meta-train family."""
-    validation_tasks: int = 40
+    validation_tasks: int = 100
     """Tasks of the meta-validation family."""
-    rounds: int = 3
+    rounds: int = 2
     """Of rollouts, each followed by a training of the policy."""
     hidden_size: int = 48
-    """Width of the policy's memory."""
+    """Width of each policy's memory."""
+    members: int = 3
+    """Policies whose actions are averaged."""
     steps: int = 3000
-    """Updates of the policy in each round."""
+    """Updates of each policy in each round."""
     polish_updates: int = 0
     """Updates from whole-run outcomes after the cloning."""
     student_seed: int = 0
@@ -81,14 +83,26 @@ class Args(harness.Options):
     """Processes that train runs; each takes one core."""
 
     def small(self) -> "Args":
-        few = {"tasks": 4, "validation_tasks": 2, "rounds": 1, "steps": 20, "polish_updates": 1, "hidden_size": 8}
+        few = {
+            "tasks": 4,
+            "validation_tasks": 2,
+            "rounds": 1,
+            "steps": 20,
+            "polish_updates": 1,
+            "hidden_size": 8,
+            "members": 2,
+        }
         return replace(self, folder=Path("runs/general-smoke"), **few)  # type: ignore[arg-type]
 
 
 def setup_of(args: Args) -> Setup:
     """Folders and settings of the training."""
     config = CloneConfig(
-        rounds=args.rounds, hidden_size=args.hidden_size, steps=args.steps, student_seed=args.student_seed
+        rounds=args.rounds,
+        hidden_size=args.hidden_size,
+        members=args.members,
+        steps=args.steps,
+        student_seed=args.student_seed,
     )
     if args.smoke:
         config = replace(config, grid=small_grid(config))
@@ -128,7 +142,7 @@ def clone(args: Args) -> ClonePolicy:
     _each(args, partial(_oracle, args, "meta-train"), range(args.tasks), "oracle curves")
     policy = folder.train(0, range(args.tasks))
     for round_index in range(1, args.rounds + 1):
-        if not (folder.student / f"policy-{round_index}.pt").exists():
+        if not folder.trained(round_index):
             work = partial(_rollouts, args, round_index)
             _each(args, work, range(args.tasks), f"rollouts of round {round_index}")
         policy = folder.train(round_index, range(args.tasks))
