@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metalr.agents.clone_runs import CloneConfig, Episodes
 from metalr.compare.oracle import regret_at
 from metalr.control.recurrent import RecurrentPolicyController
-from metalr.signals.observations import NUM_FEATURES
+from metalr.signals.observations import NUM_FEATURES, visibility
 
 log = logging.getLogger("metalr")
 
@@ -64,7 +64,8 @@ class ClonePolicy(nn.Module):
             config.action,
             config.schedule,
             decisions,
-            spacing=config.spacing,
+            config.visible,
+            config.spacing,
         )
 
 
@@ -194,11 +195,12 @@ def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.peak_lr, weight_decay=1e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.peak_lr, config.steps, cycle_momentum=False)
     generator = torch.Generator().manual_seed(seed)
+    seen = torch.ones(NUM_FEATURES) if config.visible is None else visibility(config.visible, torch.ones(()))
     curve = []
     for step in range(config.steps):
         batch = store.draw(config.batch, generator)
         noise = config.noise * torch.randn(batch.observations.shape, generator=generator)
-        loss = imitation_loss(policy(batch.observations + noise), batch, config)
+        loss = imitation_loss(policy(seen * (batch.observations + noise)), batch, config)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

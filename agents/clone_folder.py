@@ -30,11 +30,12 @@ class CloneFolder:
         folder: of all files; made if it is missing.
         draw: index -> task.
         config: settings.
+        name: of the students, before their seed.
     """
 
-    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig) -> None:
+    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig, name: str = "student") -> None:
         self.folder = folder
-        self.student = folder / f"student-{config.student_seed}"
+        self.student = folder / f"{name}-{config.student_seed}"
         self.draw = draw
         self.config = config
 

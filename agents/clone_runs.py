@@ -36,6 +36,7 @@ class CloneConfig:
         rounds: of rollouts.
         hide_loss: share of runs that hide their losses.
         hide_horizon: share of tasks that hide their horizon.
+        visible: features that the policies see; None for all.
         hidden_size: of a policy's memory.
         members: policies that are trained on the same episodes; the student is their average.
         steps: updates of each policy in each round.
@@ -57,6 +58,7 @@ class CloneConfig:
     rounds: int = 3
     hide_loss: float = 0.1
     hide_horizon: float = 0.1
+    visible: tuple[str, ...] | None = None
     hidden_size: int = 32
     members: int = 1
     steps: int = 2000
