@@ -73,6 +73,9 @@ class PlainRuns(Runs):
     dropout, shuffling and augmentation follow from its seed too. The network is trained in `train()` mode and evaluated
     in `eval()` mode. It costs the time and memory of as many ordinary training runs.
 
+    As in a user's loop, the first update of an optimizer without a formula here cannot be predicted: its prospect is
+    NaN, and a controller's first decision sees as much.
+
     Args:
         task: the task to train.
         num_runs: number of runs.
@@ -173,14 +176,15 @@ class _PlainRun:
     def __init__(self, task: Task, data: Data, seed: Tensor, dtype: torch.dtype) -> None:
         self.task, self.data, self.seed, self.dtype = task, data, seed, dtype
         self.variant = seeding.integers(data.num_variants, seeding.stream(seed, "variant"))
-        self.module = _initial_module(task, seed, dtype)
+        self.randomness = OwnRandomness(int(seed), seed.device, generators_of(data))
+        with self.randomness.in_force(keep=False):
+            self.module = _initial_module(task, seed, dtype)
         self.module.train()  # one that was given may be in its evaluation mode
         self.trained = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizer = task.optimizer.to_torch(self.trained, task.base_lr)
         # A parameter group may have an LR of its own, which keeps its ratio to the base LR.
         self.lr_ratios = [float(group["lr"]) / task.base_lr for group in self.optimizer.param_groups]
         self.meter = OptimizerMeter(self.optimizer, "global")
-        self.randomness = OwnRandomness(int(seed), seed.device, generators_of(data))
         self.step = 0
         self.limit: Tensor | None = None
         self.diverged = False
