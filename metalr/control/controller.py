@@ -144,6 +144,15 @@ def acting_parts(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def acting_repr(network: str, controller: Any) -> str:
+    """The `repr` of a controller with a network and an action: its sizes and settings, without the weights."""
+    visible = "" if controller.visible is None else f", visible={controller.visible}"
+    return (
+        f"{type(controller).__name__}({network}, {controller.action}, {controller.schedule}, "
+        f"decisions={controller.decisions}, spacing={controller.spacing!r}{visible})"
+    )
+
+
 def check_spacing(spacing: str) -> Spacing:
     """The spacing, once checked.
 
