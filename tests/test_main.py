@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str, before: str = "pass", cwd: Path) -> subprocess.CompletedProcess:
-    code = f"{before}; import runpy, sys; sys.argv = ['metalr', *{arguments}]; runpy.run_module('metalr', run_name='__main__')"
+    code = f"{before}; import runpy, sys; sys.argv[1:] = {arguments}; runpy.run_module('metalr', run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd, env=environment

@@ -28,6 +28,26 @@ _MARKED = re.compile(r"(<!-- table: (\S+) -->\n)((?:\|.*\n)*)")
 Row = dict[str, Any]
 
 
+def headline() -> str:
+    """Final train loss of the shipped controller, from guesses of the LR that are ten times off and from a right one."""
+    unseen = {(r["controller"], r["task"], r["factor"]): math.exp(r["log_regret"]) for r in _rows("general.jsonl")}
+    shipped = {(r["contender"], r["task"], r["factor"]): r["over_tuned_best"] for r in _rows("transfer.jsonl")}
+    factors = (0.1, 1.0, 10.0)
+    lines = [["final train loss over the reference", *(f"guess ×{factor:g}" for factor in factors)]]
+
+    def add(label: str, ratios: dict[tuple[str, str, float], float | None], name: str) -> None:
+        chosen = [[value for (who, _, at), value in ratios.items() if (who, at) == (name, f)] for f in factors]
+        cells = [_two(None if None in values else _geometric(values), missing="inf") for values in chosen]
+        lines.append([label, *(f"**{cell}**" if label[0] == "*" else cell for cell in cells)])
+
+    add(f"**`general`** on {_count(unseen)} unseen random tasks; reference: the best of 15 LRs", unseen, _stage())
+    add("one LR for each kind of optimizer, fitted on the tasks of the training", unseen, "calibrated")
+    add("cosine from the guess", unseen, "cosine")
+    add(f"**`general`** on {_count(shipped)} shipped tasks; reference: the best of nine tuned schedules", shipped, "general")
+    add("cosine from the guess", shipped, "cosine")
+    return _table(lines)
+
+
 def demo() -> str:
     """Final train loss of the demo from every guessed LR."""
     found = load(records.FOLDER / "records" / "demo")
@@ -73,7 +93,7 @@ def transfer() -> str:
 def general() -> str:
     """Final train loss over that of the best LR, by guess, on the meta-validation family."""
     rows = _rows("general.jsonl")
-    shipped = load_card("general")["about"]["stage"]
+    shipped = _stage()
     names = {
         shipped: "**`general`**",
         "calibrated": "calibrated: one LR for each kind of optimizer, whatever the guess",
@@ -125,6 +145,7 @@ def all_schedules() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
     "general": general,
     "demo": demo,
     "transfer": transfer,
@@ -144,6 +165,16 @@ def renewed(text: str) -> str:
 def marks(text: str) -> list[str]:
     """The names of the marked tables of a document."""
     return [found[2] for found in _MARKED.finditer(text)]
+
+
+def _stage() -> str:
+    """The name of the shipped controller among those of `general.jsonl`."""
+    return load_card("general")["about"]["stage"]
+
+
+def _count(ratios: dict[tuple[str, str, float], Any]) -> int:
+    """How many tasks there are."""
+    return len({task for _, task, _ in ratios})
 
 
 def _rows(name: str) -> list[Row]:
