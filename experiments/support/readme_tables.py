@@ -26,16 +26,22 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n)((?:\|.*\n)*)")
 
 Row = dict[str, Any]
+# (contender, task, factor of the right LR) -> final loss over that of the reference; None is infinite.
+_Ratios = dict[tuple[str, str, float], float | None]
 
 
 def headline() -> str:
-    """Final train loss of the shipped controller, from guesses of the LR that are ten times off and from a right one."""
-    unseen = {(r["controller"], r["task"], r["factor"]): math.exp(r["log_regret"]) for r in _rows("general.jsonl")}
-    shipped = {(r["contender"], r["task"], r["factor"]): r["over_tuned_best"] for r in _rows("transfer.jsonl")}
+    """The shipped controller from the right LR and from guesses that are ten times off, in a few lines."""
+    unseen: _Ratios = {
+        (row["controller"], row["task"], row["factor"]): math.exp(row["log_regret"]) for row in _rows("general.jsonl")
+    }
+    shipped: _Ratios = {
+        (row["contender"], row["task"], row["factor"]): row["over_tuned_best"] for row in _rows("transfer.jsonl")
+    }
     factors = (0.1, 1.0, 10.0)
     lines = [["final train loss over the reference", *(f"guess ×{factor:g}" for factor in factors)]]
 
-    def add(label: str, ratios: dict[tuple[str, str, float], float | None], name: str) -> None:
+    def add(label: str, ratios: _Ratios, name: str) -> None:
         chosen = [[value for (who, _, at), value in ratios.items() if (who, at) == (name, f)] for f in factors]
         cells = [_two(None if None in values else _geometric(values), missing="inf") for values in chosen]
         lines.append([label, *(f"**{cell}**" if label[0] == "*" else cell for cell in cells)])
@@ -43,7 +49,8 @@ def headline() -> str:
     add(f"**`general`** on {_count(unseen)} unseen random tasks; reference: the best of 15 LRs", unseen, _stage())
     add("one LR for each kind of optimizer, fitted on the tasks of the training", unseen, "calibrated")
     add("cosine from the guess", unseen, "cosine")
-    add(f"**`general`** on {_count(shipped)} shipped tasks; reference: the best of nine tuned schedules", shipped, "general")
+    reference = "the best of nine tuned schedules"
+    add(f"**`general`** on {_count(shipped)} shipped tasks; reference: {reference}", shipped, "general")
     add("cosine from the guess", shipped, "cosine")
     return _table(lines)
 
@@ -172,7 +179,7 @@ def _stage() -> str:
     return load_card("general")["about"]["stage"]
 
 
-def _count(ratios: dict[tuple[str, str, float], Any]) -> int:
+def _count(ratios: _Ratios) -> int:
     """How many tasks there are."""
     return len({task for _, task, _ in ratios})
 
