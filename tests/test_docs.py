@@ -67,7 +67,10 @@ def execute(block: Block) -> dict[str, Any]:
 
 def decisions(names: dict[str, Any]) -> tuple[list[dict], int]:
     """The decisions of a block's scheduler, and how many there should be."""
-    scheduler = names.get("learned", names["scheduler"])
+    if "Module" in names:  # Lightning makes it
+        (scheduler,) = (config.scheduler for config in names["trainer"].lr_scheduler_configs)
+    else:
+        scheduler = names.get("learned") or names["scheduler"]
     return scheduler.history, len(scheduler.controller.decision_steps(scheduler.horizon))
 
 
