@@ -18,16 +18,8 @@ pytest.importorskip("setuptools", minversion="77")  # torch brings it
 ROOT = Path(__file__).parent.parent
 FOLDERS = (".ci", ".github", "agents", "docs", "envs", "experiments", "metalr", "tests")
 FILES = (
-    *(
-        ".pre-commit-config.yaml",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "CONTRIBUTING.md",
-        "LICENSE",
-        "MANIFEST.in",
-        "Makefile",
-    ),
-    *("README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml"),
+    *(".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in"),
+    *("Makefile", "README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml"),
 )
 
 USE = """

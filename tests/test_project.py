@@ -9,7 +9,7 @@ import metalr
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
-AROUND = ("CITATION.cff", "CONTRIBUTING.md", "README.md", "mkdocs.yml", "pyproject.toml", "docs/quickstart.md")
+AROUND = ("CITATION.cff", "README.md", "mkdocs.yml", "pyproject.toml", "docs/quickstart.md")
 
 
 def test_there_is_one_version():
@@ -21,8 +21,7 @@ def test_there_is_one_version():
 
 def test_there_is_one_address():
     for name in AROUND:
-        found = set(re.findall(r"github\.com/([\w-]+/[\w-]+)", (ROOT / name).read_text()))
-        assert found <= {"OWNER/metalr", "OWNER", "NAME"} and "OWNER/metalr" in found or name == "CONTRIBUTING.md", name
+        assert set(re.findall(r"github\.com/([\w-]+/[\w-]+)", (ROOT / name).read_text())) == {"OWNER/metalr"}, name
 
 
 def test_the_licence_and_the_authors_are_those_of_the_project():
@@ -44,12 +43,8 @@ def test_the_torch_that_the_documents_name_is_the_one_that_is_tested():
 
 def test_the_extras_that_the_documents_name_exist():
     texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.*")) if path.suffix != ".png"]
-    named = {
-        extra
-        for text in texts
-        for group in re.findall(r"(?:metalr|\.)\[([a-z,]+)\]", text)
-        for extra in group.split(",")
-    }
+    groups = [group for text in texts for group in re.findall(r"(?:metalr|\.)\[([a-z,]+)\]", text)]
+    named = {extra for group in groups for extra in group.split(",")}
     assert named >= {"rl", "data", "plot", "cli"}
     assert named <= PROJECT["optional-dependencies"].keys()
 

@@ -80,6 +80,12 @@ class Controller(ABC):
     decisions: int
     spacing: Spacing = "even"
 
+    def __repr__(self) -> str:
+        # For controllers with weights, which would fill the screen; the others are dataclasses and have their own.
+        named = {name: getattr(self, name, None) for name in ("action", "schedule", "decisions", "spacing", "visible")}
+        shown = (f"{name}={value!r}" for name, value in named.items() if value is not None)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     @abstractmethod
     def init(self, like: Tensor) -> Any:
         """The state before the first decision, with the shape `(num_runs, num_groups)`, dtype and device of `like`."""
@@ -142,15 +148,6 @@ def acting_parts(config: Mapping[str, Any]) -> dict[str, Any]:
         "decisions": int(config["decisions"]),
         "spacing": check_spacing(config["spacing"]),
     }
-
-
-def acting_repr(network: str, controller: Any) -> str:
-    """The `repr` of a controller with a network and an action: its sizes and settings, without the weights."""
-    visible = "" if controller.visible is None else f", visible={controller.visible}"
-    return (
-        f"{type(controller).__name__}({network}, {controller.action}, {controller.schedule}, "
-        f"decisions={controller.decisions}, spacing={controller.spacing!r}{visible})"
-    )
 
 
 def check_spacing(spacing: str) -> Spacing:

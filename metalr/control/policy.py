@@ -10,7 +10,7 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, Spacing, acting_config, acting_parts, acting_repr
+from metalr.control.controller import Controller, Spacing, acting_config, acting_parts
 from metalr.signals.observations import NUM_FEATURES, visibility
 
 
@@ -89,10 +89,6 @@ class PolicyController(Controller):
         self.spacing = spacing
         self.visible = tuple(visible) if visible is not None else None
         self._mask = None if visible is None else visibility(self.visible, network.weights[0])
-
-    def __repr__(self) -> str:
-        sizes = (NUM_FEATURES, *(len(bias) for bias in self.network.biases))
-        return acting_repr("-".join(map(str, sizes)), self)
 
     def init(self, like: Tensor) -> ActionState:
         return actions.initial_state(self.action, like)

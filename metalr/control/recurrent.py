@@ -10,7 +10,7 @@ from torch.nn import functional
 from metalr import schedules
 from metalr.control import actions
 from metalr.control.actions import ActionSpec, ActionState
-from metalr.control.controller import Controller, Spacing, acting_config, acting_parts, acting_repr
+from metalr.control.controller import Controller, Spacing, acting_config, acting_parts
 from metalr.signals.observations import NUM_FEATURES, visibility
 
 _NAMES = (
@@ -71,9 +71,6 @@ class RecurrentPolicyController(Controller):
         self.spacing = spacing
         self.visible = tuple(visible) if visible is not None else None
         self._mask = None if visible is None else visibility(self.visible, self.weights["head.weight"])
-
-    def __repr__(self) -> str:
-        return acting_repr(f"{NUM_FEATURES}-GRU {self.memory_size}-1", self)
 
     def init(self, like: Tensor) -> RecurrentState:
         memory = like.new_zeros(*like.shape, self.memory_size)

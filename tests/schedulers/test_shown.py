@@ -72,13 +72,13 @@ def test_a_controller_shows_its_settings_in_a_line_without_weights(name):
     assert not re.search(r"\n|tensor|object at", shown)
 
 
-def test_a_policy_shows_its_network_action_and_what_it_sees():
+def test_a_policy_shows_its_action_and_what_it_sees():
     policy = random_policy(ActionSpec(alpha=1.0), decisions=7, visible=("progress",))
     assert repr(policy) == (
-        f"PolicyController(28-12-1, {policy.action}, {policy.schedule}, decisions=7, spacing='even', "
+        f"PolicyController(action={policy.action}, schedule={policy.schedule}, decisions=7, spacing='even', "
         "visible=('progress',))"
     )
-    assert repr(recurrent_policy()).startswith("RecurrentPolicyController(28-GRU 4-1, ActionSpec(mode='anchored'")
+    assert repr(recurrent_policy()).startswith("RecurrentPolicyController(action=ActionSpec(mode='anchored'")
 
 
 def test_a_schedule_shows_how_to_make_it_again():

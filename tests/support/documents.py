@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-_BLOCK = re.compile(r'^```python( title="set-up")?\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r'^```python(?: title="(set-up.*?)")?\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -17,7 +17,7 @@ class Block(NamedTuple):
         heading: of its section.
         index: within the section, set-ups not counted.
         text: as it stands there.
-        before: the set-ups of the page and of the section, which its reader pastes first.
+        before: the set-ups, which its reader pastes first.
     """
 
     page: str
@@ -41,20 +41,19 @@ def sections(text: str) -> list[tuple[str, str]]:
 def blocks(page: Path) -> list[Block]:
     """Every block of a page that is not a set-up.
 
-    A set-up has that title: in a section of that name it is for the whole page, elsewhere for the rest of its section.
+    A block with the title "set-up" comes before all blocks below it; "set-up: HEADING" before those of that section.
     """
     found = []
-    for_page = ""
+    before: dict[str, str] = {}
     for heading, body in sections(page.read_text()):
-        before, index = for_page, 0
-        for is_setup, text in _BLOCK.findall(body):
-            if is_setup:
-                before += text
+        index = 0
+        for title, text in _BLOCK.findall(body):
+            if title:
+                before[title] = text
                 continue
-            found.append(Block(page.name, heading, index, text, before))
+            setups = before.get("set-up", "") + before.get(f"set-up: {heading}", "")
+            found.append(Block(page.name, heading, index, text, setups))
             index += 1
-        if heading == "Set-up":
-            for_page = before
     return found
 
 
