@@ -24,6 +24,7 @@ NEEDS = {
     "Lightning": ("lightning",),
     "Stable-Baselines3": ("stable_baselines3",),
     "What did it do?": ("sklearn", "matplotlib"),
+    "Logging": ("tensorboard",),
 }
 THEIR_WARNINGS = {
     "Lightning": (
