@@ -23,6 +23,8 @@ NEEDS = {
     "accelerate": ("accelerate",),
     "Lightning": ("lightning",),
     "Stable-Baselines3": ("stable_baselines3",),
+    "RecurrentPPO": ("sb3_contrib",),
+    "CleanRL": ("gymnasium",),
     "What did it do?": ("sklearn", "matplotlib"),
     "Logging": ("tensorboard",),
 }
@@ -35,6 +37,7 @@ THEIR_WARNINGS = {
 }
 ON_RANKS = {"DDP", "FSDP2"}
 ON_A_GPU = {"CUDA graphs"}
+AFTER_ITS_COMMAND = {"rl-baselines3-zoo"}  # in tests/integrations/test_rl_zoo3.py
 
 
 def sections(text: str) -> list[tuple[str, str]]:
@@ -47,6 +50,8 @@ def blocks() -> list:
     found = []
     for name, text in TEXTS.items():
         for heading, body in sections(text):
+            if heading in AFTER_ITS_COMMAND:
+                continue
             for index, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.DOTALL)):
                 marks = [pytest.mark.filterwarnings(w) for w in THEIR_WARNINGS.get(heading, ())]
                 marks += [pytest.mark.gpu] * (heading in ON_A_GPU)
