@@ -48,7 +48,8 @@ class LRFinder:
         self.model = model
         self.optimizer = optimizer
         self.loss_fn = loss_fn
-        self.reset()
+        self.history: dict[str, list[float]] = {"lr": [], "loss": []}
+        self.curve: LRCurve | None = None
 
     def range_test(
         self,
@@ -118,8 +119,8 @@ class LRFinder:
 
     def reset(self) -> None:
         """Forget the last test. Model and optimizer need no reset: every test restores them at its end."""
-        self.history: dict[str, list[float]] = {"lr": [], "loss": []}
-        self.curve: LRCurve | None = None
+        self.history = {"lr": [], "loss": []}
+        self.curve = None
 
     def _found(self) -> LRCurve:
         if self.curve is None:

@@ -59,7 +59,7 @@ def _keep_module(module: nn.Module) -> Undo:
     def restore() -> None:
         module.training = training
         for holder, name, tensor, value in kept:
-            holder[name] = tensor  # type: ignore[index]
+            holder[name] = tensor  # type: ignore[assignment]
             if tensor is not None and value is not None:
                 tensor.copy_(value)
 

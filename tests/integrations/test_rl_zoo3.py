@@ -37,7 +37,7 @@ def test_the_guide_trains_and_exports(tmp_path, monkeypatch):
     assert {key: value for key, value in env.spec.kwargs.items() if key in settings["env_kwargs"]} == settings[
         "env_kwargs"
     ]
-    controller = metalr.load_controller("mine.safetensors")
+    controller = metalr.load_controller("zoo.safetensors")
     assert controller.decisions == settings["env_kwargs"]["decisions"] == settings["n_steps"]
     seen, _ = env.reset(seed=0)
     done = False
