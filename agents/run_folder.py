@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -175,4 +175,4 @@ def export_folder(folder: Path) -> tuple[PolicyController, dict[str, Any]]:
         raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
     algorithm, _ = look_up(_AGENTS, options.agent, "agent")
     model = load_checkpoint(algorithm, folder)
-    return export_policy(model, build_transition(options)), provenance(folder)
+    return cast(PolicyController, export_policy(model, build_transition(options))), provenance(folder)

@@ -116,7 +116,7 @@ def train_agent(
         timesteps = budget.episodes * transition.num_groups * transition.config.decisions
         keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
         _learn(model, timesteps, [keeper, *learner.callbacks], keeper, progress)
-        controller = export_policy(model)
+        controller = cast(PolicyController, export_policy(model))
         write_whole(folder / CONTROLLER, to_bytes(controller, provenance(folder)))
         return controller
 

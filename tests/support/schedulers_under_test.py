@@ -16,7 +16,7 @@ from metalr.control.reference import RandomController, ReplayController, Schedul
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.support.policies import random_policy, recurrent_policy
+from tests.support.policies import lstm_policy, random_policy, recurrent_policy
 
 HORIZON, DECISIONS = 23, 5
 Build = Callable[..., LRScheduler]
@@ -31,6 +31,7 @@ def controllers() -> dict[str, Controller]:
         "policy-levels": random_policy(ActionSpec(alpha=1.0, levels=7)),
         "policy-drifting": random_policy(ActionSpec("recursive", alpha=1.0)),
         "recurrent": recurrent_policy(),
+        "lstm": lstm_policy(),
         "replay": ReplayController((1.0, 2.0, 0.5, 0.1, 0.3), Cosine(floor=0.1)),
     }
     for name, kind in CONTROLLERS.items():
