@@ -7,6 +7,7 @@ and several processes can share the work.
 import io
 import logging
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_
 from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
 from metalr.files import write_whole
+from metalr.progress import Progress
 from metalr.tasks.task import Task
 
 log = logging.getLogger("metalr")
@@ -46,7 +48,7 @@ class CloneFolder:
         """The oracle curve of a task, and its episodes."""
 
         def make() -> dict:
-            curve, episodes = make_oracle(self.plan(index), self.config)
+            curve, episodes = make_oracle(self.plan(index), self.config.of_task(index))
             return {"curve": vars(curve), "episodes": episodes._asdict()}
 
         saved = cached(self.folder / "oracle" / f"{index:05d}.pt", make)
@@ -63,13 +65,21 @@ class CloneFolder:
 
         def make() -> dict:
             student = controller or self.policy(round_index - 1).controller(self.config)
-            planned = self.plan(index)
+            planned, config = self.plan(index), self.config.of_task(index)
             curve, _ = self.oracle(index)
-            log_guess, seeds = guesses(planned, self.config, round_index)
+            log_guess, seeds = guesses(planned, config, round_index)
             student = student.with_schedule(planned.schedule)
-            return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
+            return roll_out(student, planned, curve, log_guess, seeds, config)._asdict()
 
-        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
+        return Episodes(**cached(self.rollouts_path(round_index, index), make))
+
+    def rollouts_path(self, round_index: int, index: int) -> Path:
+        """Where the episodes of a task in a round of rollouts are kept."""
+        return self.student / f"round-{round_index}" / f"{index:05d}.pt"
+
+    def rounds_trained(self) -> int:
+        """How many trainings the student has behind it: the first is round 0."""
+        return next(index for index in count() if not (self.student / f"policy-{index}.pt").exists())
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
@@ -77,12 +87,13 @@ class CloneFolder:
         policy.load_state_dict(torch.load(self.student / f"policy-{round_index}.pt", weights_only=True))
         return policy
 
-    def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
+    def train(self, round_index: int, indices: Sequence[int], progress: Progress | None = None) -> ClonePolicy:
         """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
 
         Args:
             round_index: 0 trains on the oracle's episodes alone.
             indices: of the tasks.
+            progress: called after every update of the policy.
         """
         path = self.student / f"policy-{round_index}.pt"
         if not path.exists():
@@ -90,7 +101,13 @@ class CloneFolder:
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
             fresh = ClonePolicy(self.config.hidden_size, self.config.student_seed)
             policy = self.policy(round_index - 1) if round_index else fresh
-            curve = fit(policy, EpisodeStore(pieces), self.config, 1000 * self.config.student_seed + round_index)
+
+            def show(done: int, total: int) -> None:
+                if progress is not None:
+                    progress(done, total, f"round {round_index}: updates of the policy")
+
+            seed = 1000 * self.config.student_seed + round_index
+            curve = fit(policy, EpisodeStore(pieces), self.config, seed, show)
             log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
             save_tensors(path, policy.state_dict())
         return self.policy(round_index)

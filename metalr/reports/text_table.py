@@ -6,12 +6,18 @@ is drawn as plain text, with rich, or as HTML.
 
 import html
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
 WIDTH = 100
+
+
+def screen_width() -> int:
+    """Columns of the terminal; `WIDTH` where there is none and COLUMNS does not say either."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns
 
 
 @dataclass(frozen=True)
