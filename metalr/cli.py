@@ -4,7 +4,7 @@ It only parses, calls and prints; each command is one function elsewhere.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ from metalr.compare.catalog import CLASSIC
 from metalr.control.controller import Controller
 from metalr.progress import ProgressLines
 from metalr.reports.tables import interval
-from metalr.reports.text_table import Cell, Grid, as_text, plain, screen_width
+from metalr.reports.text_table import Cell, Grid, as_text, listing, screen_width, wrap
 from metalr.tasks.task import Task
 
 try:
@@ -309,7 +309,7 @@ class Tune:
         )
         best = sorted(result.trials, key=lambda trial: trial.score)[:5]
         rows = [(f"{trial.score:.5g}", f"{trial.base_lr:.4g}", _listed(trial.parameters)) for trial in best]
-        print(plain((f"{self.criterion} loss", "base LR", "parameters"), rows))
+        print(listing([(f"{self.criterion} loss", "base LR", "parameters"), *rows], screen_width()))
 
 
 @dataclass
@@ -338,7 +338,7 @@ class FindLR:
             "lowest": f"{curve.lowest:.3g}  (beyond it the LR is too big)",
             "figure": str(save_figure(curve, self.figure, self.task)),
         }
-        print(plain(None, rows.items()))
+        print(listing(rows.items(), screen_width()))
 
 
 @dataclass
@@ -358,9 +358,8 @@ class List:
         _print_section("tasks", {name: _first_line(builder) for name, builder in TASKS.items()})
         _print_section("families", {name: ", ".join(family.tasks) for name, family in FAMILIES.items()})
         _print_section("schedules", {name: _first_line(kind) for name, kind in SCHEDULES.items()})
-        print("contenders\n  " + ", ".join(CONTENDERS))
-        print("contenders from packages of their own: pip install 'metalr[optimizers]'")
-        print("  " + ", ".join(EXTERNAL_CONTENDERS) + "\n")
+        _print_words("contenders", CONTENDERS)
+        _print_words("contenders from packages of their own: pip install 'metalr[optimizers]'", EXTERNAL_CONTENDERS)
         _print_section("inner optimizers", {name: repr(optimizer) for name, optimizer in OPTIMIZERS.items()})
         try:
             from metalr.envs.rewards import REWARDS
@@ -370,7 +369,7 @@ class List:
             _print_section("rewards", {name: reward.formula for name, reward in REWARDS.items()})
         _print_section("features", {feature.name: feature.formula for feature in FEATURES})
         shipped = sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-        print("shipped controllers\n  " + (", ".join(shipped) or "none"))
+        _print_words("shipped controllers", shipped or ["none"])
 
 
 def _listed(parameters: dict[str, Any]) -> str:
@@ -384,7 +383,11 @@ def _first_line(thing: Callable) -> str:
 
 
 def _print_section(title: str, rows: dict[str, str]) -> None:
-    print(f"{title}\n{plain(None, rows.items(), indent='  ')}\n")
+    print(f"{title}\n{listing(rows.items(), screen_width(), indent='  ')}\n")
+
+
+def _print_words(title: str, words: Iterable[str]) -> None:
+    print("\n  ".join([title, *wrap(", ".join(words), screen_width() - 2)]) + "\n")
 
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()

@@ -64,10 +64,10 @@ def _reached(comparison: Comparison, task: str, phase: Phase) -> bool:
     return all(reported <= {run.seed for run in runs} for runs in references)
 
 
-def text(comparison: Comparison) -> str:
-    """All tables as plain text, at most 100 columns wide as long as names are short."""
-    head = "\n".join(text_table.wrap(settings_line(comparison)))
-    return "\n\n".join([head, *map(text_table.as_text, all_grids(comparison))])
+def text(comparison: Comparison, width: int = text_table.WIDTH) -> str:
+    """All tables as plain text, at most `width` columns wide as long as names are short."""
+    head = "\n".join(text_table.wrap(settings_line(comparison), width))
+    return "\n\n".join([head, *(text_table.as_text(grid, width) for grid in all_grids(comparison))])
 
 
 def wrong_base_text(comparison: Comparison, task: str | None = None, contenders: Sequence[str] | None = None) -> str:
@@ -92,19 +92,20 @@ def settings_line(comparison: Comparison) -> str:
 
 
 def show(comparison: Comparison) -> None:
-    """Print all tables, with rich where it is installed."""
+    """Print all tables as wide as the terminal, in colour where rich is installed."""
+    width = text_table.screen_width()
     try:
         from rich.console import Console
     except ImportError:
-        print(text(comparison))
+        print(text(comparison, width))
         return
-    console = Console()
-    if console.width < text_table.WIDTH or not console.is_terminal:
-        console.print(text(comparison), markup=False, highlight=False, soft_wrap=True)
+    console = Console(width=width)
+    if not console.is_terminal:
+        print(text(comparison, width))
         return
     console.print(settings_line(comparison))
     for grid in all_grids(comparison):
-        console.print("\n", text_table.as_rich(grid))
+        console.print("\n", text_table.as_rich(grid, width))
 
 
 def figure(

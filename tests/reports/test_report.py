@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,38 @@ def test_text_fits_into_100_columns_and_names_everyone(done: Comparison) -> None
     assert "chosen on valid loss, reported on test loss" in text
     assert "8 trials for each tuned contender" in text
     assert "nan" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_tables_fit_the_screen_and_no_number_is_cut(done: Comparison, width: int, capsys, monkeypatch) -> None:
+    rich = pytest.importorskip("rich.console")
+    monkeypatch.setenv("COLUMNS", str(width))
+    report.show(done)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    terminal = partial(rich.Console, force_terminal=True, no_color=True)
+    monkeypatch.setattr(rich, "Console", terminal)
+    report.show(done)
+    coloured = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert coloured.split() == shown.split()
+    assert max(map(len, coloured.splitlines())) <= width
+    whole = {number for grid in report.all_grids(done) for number in numbers_of(text_table.as_text(grid, 1000))}
+    for grid in report.all_grids(done):
+        assert set(numbers_of(text_table.as_text(replace(grid, notes=[]), width))) <= whole
+        assert len(text_table.as_text(grid, width).splitlines()) > 2 + len(grid.rows)
+
+
+def numbers_of(text: str) -> list[str]:
+    return re.findall(r"[\d.]+(?:e[-+]\d+)?", text)
+
+
+def test_a_narrow_grid_drops_columns_in_its_order_and_says_so() -> None:
+    grid = Grid("T", ["name", "first", "second", "third"], [["a", "1.5", "2.5", "3.5"]], drop_first=["second"])
+    assert text_table.as_text(grid, 19).splitlines()[1] == "name  first  third"
+    narrow = text_table.as_text(grid, 12).splitlines()
+    assert narrow[1:4] == ["name  first", "----  -----", "  a     1.5"]
+    assert "second, third." in " ".join(narrow)
+    assert "first" in text_table.as_text(grid, 3)  # one column always stays
 
 
 def test_extreme_numbers_fit_too(tmp_path: Path) -> None:
@@ -218,13 +251,13 @@ def test_numbers() -> None:
 def test_importing_needs_no_plotting_and_a_figure_says_what_is_missing(done: Comparison) -> None:
     code = f"""
 import sys
-blocked = ("matplotlib", "rich", "tqdm", "optuna", "gymnasium", "stable_baselines3")
+blocked = ("matplotlib", "rich", "optuna", "gymnasium", "stable_baselines3")
 sys.modules.update({{name: None for name in blocked}})
 from metalr.compare import comparison
 from metalr.reports import report
 found = comparison.load({str(done.folder)!r})
 report.show(found)
-for draw in (lambda: report.figure(found, "x.png"), lambda: report.html(found, "x.html"), comparison.progress_bar):
+for draw in (lambda: report.figure(found, "x.png"), lambda: report.html(found, "x.html")):
     try:
         draw()
     except ImportError as error:
@@ -233,7 +266,6 @@ for draw in (lambda: report.figure(found, "x.png"), lambda: report.html(found, "
     root = Path(__file__).parents[2]
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert answer.stdout.count("pip install 'metalr[plot]'") == 2
-    assert answer.stdout.count("pip install 'metalr[cli]'") == 1
 
 
 def test_settings_are_stored_as_they_were_given(done: Comparison) -> None:
