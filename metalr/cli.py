@@ -1,4 +1,4 @@
-"""The command line: `metalr train`, `export`, `compare`, `tune`, `find-lr` and `list`.
+"""The command line: `metalr train`, `export`, `compare`, `explain`, `tune`, `find-lr` and `list`.
 
 It only parses, calls and prints; each command is one function elsewhere.
 """
@@ -266,6 +266,47 @@ def _different_names(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 
 @dataclass
+class Explain:
+    """Run a controller once on a task and say at every decision which features moved the multiplier, and how much.
+
+    A factor in brackets is the multiplier decided over the one that would have been decided without that feature.
+    """
+
+    controller: tyro.conf.Positional[Path]
+    """A controller file, or the name of a shipped one."""
+    task: str = "mnist1d-mlp"
+    """A shipped task; see `metalr list`."""
+    horizon: int = 200
+    """Optimizer updates in the run."""
+    optimizer: str | None = None
+    """Inner optimizer, in place of the task's own; see `metalr list`."""
+    factor: float = 1.0
+    """Of the task's base LR, to see how a wrong guess is repaired."""
+    seed: int = 0
+    """Of the run."""
+
+    def run(self) -> None:
+        """Run and print."""
+        from metalr.artefacts.controller_file import load_controller
+        from metalr.control.explanation import reasons_of_episode
+        from metalr.engine.episodes import run_episode
+        from metalr.engine.runs import BatchedRuns
+        from metalr.tasks.catalog import make_task
+
+        controller = load_controller(_file_or_name(self.controller))
+        changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
+        runs = BatchedRuns(make_task(self.task, horizon=self.horizon, **changes), num_runs=1)
+        base_lr = torch.tensor([self.factor * runs.task.base_lr], dtype=torch.float64)
+        episode = run_episode(controller, runs, torch.tensor([self.seed]), base_lr, splits=("train",))
+        rows = [("update", "LR", "why")]
+        steps = controller.decision_steps(self.horizon)
+        for step, found in zip(steps, reasons_of_episode(controller, episode.observations), strict=True):
+            rows.append((str(step), f"{episode.lr[step, 0, 0]:.3g}", found.in_words(controller.bounds)))
+        print(listing(rows, screen_width()))
+        print(f"final train loss {episode.final['train'][0].item():.4g}, base LR {base_lr.item():.3g}")
+
+
+@dataclass
 class Tune:
     """Search the LR and the parameters of one contender with a Gaussian process, and print the best trials.
 
@@ -421,6 +462,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train": Train,
         "export": Export,
         "compare": Compare,
+        "explain": Explain,
         "tune": Tune,
         "find-lr": FindLR,
         "list": List,

@@ -154,8 +154,8 @@ def listing(rows: Iterable[Sequence[str]], width: int = WIDTH, *, indent: str = 
 def as_text(grid: Grid, width: int = WIDTH) -> str:
     """Plain text, no wider than `width` if that can be.
 
-    Marked rows have a star. Where the grid is too wide, columns move closer, intervals get lines of their own, then these
-    lines go, and at last columns do; a number is never cut.
+    Marked rows have a star. Where the grid is too wide, columns move closer, intervals get lines of their own, then
+    these go, and at last columns do; a number is never cut.
 
     Example:
         >>> from metalr.reports.text_table import Grid
