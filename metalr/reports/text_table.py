@@ -7,7 +7,7 @@ is drawn as plain text, with rich, or as HTML.
 import html
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
@@ -256,15 +256,22 @@ def as_rich(grid: Grid, width: int = WIDTH) -> Any:
     return Group(*(Text(line, style=_RICH_STYLES[kind], no_wrap=True, overflow="ignore") for line, kind in lines))
 
 
-def as_html(grid: Grid) -> str:
-    """A heading, a table and the notes. Everything is escaped."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in grid.header)
-    body = "\n".join(
-        f"<tr{' class=marked' if index in grid.marked else ''}>"
-        + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
-        + "</tr>"
-        for index, row in enumerate(grid.rows)
-    )
+def as_html(grid: Grid, colours: Mapping[str, str] | None = None) -> str:
+    """A heading, a table and the notes. Everything is escaped.
+
+    Args:
+        grid: to show.
+        colours: first cell of a row -> colour of the dot before it.
+    """
+    head = "".join(f"<th scope=col><button>{html.escape(name)}</button></th>" for name in grid.header)
+    rows = []
+    for index, row in enumerate(grid.rows):
+        colour = (colours or {}).get(str(row[0]).removesuffix(", untuned"))
+        dot = f'<i class=dot style="background:{colour}"></i>' if colour else ""
+        cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row[1:])
+        marked = " class=marked" if index in grid.marked else ""
+        rows.append(f"<tr{marked}><td>{dot}{html.escape(str(row[0]))}</td>{cells}</tr>")
+    body = "\n".join(rows)
     notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in grid.notes)
     return (
         f"<h3>{html.escape(grid.title)}</h3>\n<div class=scroll><table><thead><tr>{head}</tr></thead>\n"
