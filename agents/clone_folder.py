@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from metalr.agents.clone import ClonePolicy, EpisodeStore, fit
+from metalr.agents.clone import ClonePolicy, EpisodeStore, averaged, fit
 from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_oracle, plan, roll_out
 from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
@@ -32,11 +32,12 @@ class CloneFolder:
         folder: of all files; made if it is missing.
         draw: index -> task.
         config: settings.
+        name: of the students, before their seed.
     """
 
-    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig) -> None:
+    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig, name: str = "student") -> None:
         self.folder = folder
-        self.student = folder / f"student-{config.student_seed}"
+        self.student = folder / f"{name}-{config.student_seed}"
         self.draw = draw
         self.config = config
 
@@ -79,13 +80,15 @@ class CloneFolder:
 
     def rounds_trained(self) -> int:
         """How many trainings the student has behind it: the first is round 0."""
-        return next(index for index in count() if not (self.student / f"policy-{index}.pt").exists())
+        return next(index for index in count() if not self.trained(index))
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
-        policy = ClonePolicy(self.config.hidden_size, self.config.student_seed)
-        policy.load_state_dict(torch.load(self.student / f"policy-{round_index}.pt", weights_only=True))
-        return policy
+        return averaged([self._member(round_index, member) for member in range(self.config.members)])
+
+    def trained(self, round_index: int) -> bool:
+        """Whether the student has been trained in a round."""
+        return all(self._path(round_index, member).exists() for member in range(self.config.members))
 
     def train(self, round_index: int, indices: Sequence[int], progress: Progress | None = None) -> ClonePolicy:
         """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
@@ -95,22 +98,41 @@ class CloneFolder:
             indices: of the tasks.
             progress: called after every update of the policy.
         """
-        path = self.student / f"policy-{round_index}.pt"
-        if not path.exists():
+        if not self.trained(round_index):
             pieces = [self.oracle(index)[1] for index in indices]
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
-            fresh = ClonePolicy(self.config.hidden_size, self.config.student_seed)
-            policy = self.policy(round_index - 1) if round_index else fresh
-
-            def show(done: int, total: int) -> None:
-                if progress is not None:
-                    progress(done, total, f"round {round_index}: updates of the policy")
-
-            seed = 1000 * self.config.student_seed + round_index
-            curve = fit(policy, EpisodeStore(pieces), self.config, seed, show)
-            log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
-            save_tensors(path, policy.state_dict())
+            store = EpisodeStore(pieces)
+            for member in range(self.config.members):
+                self._train_member(round_index, member, store, progress)
         return self.policy(round_index)
+
+    def _train_member(self, round_index: int, member: int, store: EpisodeStore, progress: Progress | None) -> None:
+        path, seed = self._path(round_index, member), self._seed(member)
+        if path.exists():
+            return
+        fresh = ClonePolicy(self.config.hidden_size, seed)
+        policy = self._member(round_index - 1, member) if round_index else fresh
+        before = member * self.config.steps
+
+        def show(done: int, total: int) -> None:
+            if progress is not None:
+                what = f"round {round_index}: updates of the policy"
+                progress(before + done, total * self.config.members, what)
+
+        curve = fit(policy, store, self.config, 1000 * seed + round_index, show)
+        log.info("round %d, member %d: loss %.4f", round_index, member, sum(curve[-200:]) / len(curve[-200:]))
+        save_tensors(path, policy.state_dict())
+
+    def _member(self, round_index: int, member: int) -> ClonePolicy:
+        policy = ClonePolicy(self.config.hidden_size)
+        policy.load_state_dict(torch.load(self._path(round_index, member), weights_only=True))
+        return policy
+
+    def _seed(self, member: int) -> int:
+        return self.config.student_seed * self.config.members + member
+
+    def _path(self, round_index: int, member: int) -> Path:
+        return self.student / f"policy-{round_index}-{member}.pt"
 
 
 def save_tensors(path: Path, tensors: object) -> None:

@@ -47,15 +47,19 @@ class CloneSettings:
     seeds: int = 4
     """Training runs of each LR on a curve."""
     hidden_size: int = 32
-    """Width of the policy's memory."""
+    """Width of a policy's memory."""
+    members: int = 1
+    """Policies trained on the same runs; the controller is their average."""
     steps: int = 500
-    """Updates of the policy in each round."""
+    """Updates of each policy in each round."""
     batch: int = 256
     """Training runs in each update."""
     peak_lr: float = 5e-3
     """Of the policy's own optimizer, AdamW, under a one-cycle schedule."""
     smoothness: float = 1e-3
     """Price of a change of the LR, against regret."""
+    noise: float = 0.1
+    """Standard deviation of the noise on the features that a policy is trained on."""
 
     def config(self, **changes: Any) -> CloneConfig:
         """The settings as the training takes them, with changes to `CloneConfig`'s fields."""

@@ -69,7 +69,7 @@ class TrainOptions:
     hide_horizon: float = 0.0
     """Share of training runs in which the controller does not know the horizon."""
     visible: tuple[str, ...] | None = None
-    """Features to show to PPO and DQN, in place of all of them; `progress` alone makes a state-blind ablation."""
+    """Features to show to the controller, in place of all of them; `progress` alone makes a state-blind ablation."""
     num_envs: int = 64
     """Training runs that advance together, for PPO and DQN."""
     episodes: int = 5120
@@ -145,6 +145,7 @@ def clone_config(options: TrainOptions) -> CloneConfig:
         decisions=(options.decisions, options.decisions),
         hide_loss=options.hide_loss,
         hide_horizon=options.hide_horizon,
+        visible=options.visible,
         seed=options.seed,
         student_seed=options.seed,
     )
@@ -206,7 +207,7 @@ def _export_clone(options: TrainOptions, folder: Path) -> tuple[Controller, dict
     return export_clone(clone_files(build_tasks(options), folder, clone_config(options)))
 
 
-_OF_THE_ENVIRONMENT = ("reward", "visible", "num_envs", "episodes", "max_minutes", "compile", "device")
+_OF_THE_ENVIRONMENT = ("reward", "num_envs", "episodes", "max_minutes", "compile", "device")
 AGENTS: dict[str, _Agent] = {
     "ppo": _Agent(_train_sb3, _export_sb3, ("levels", "dqn", "clone")),
     "dqn": _Agent(_train_sb3, _export_sb3, ("ppo", "clone")),

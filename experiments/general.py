@@ -36,21 +36,20 @@ from torch import Tensor
 
 from experiments.support import harness, records
 from experiments.support.general_setup import (
-    DECISIONS,
     FACTORS,
     Setup,
     calibrated_lrs,
     effective_curve,
+    regret_rows,
     rivals,
     small_grid,
 )
 from metalr.agents.clone import ClonePolicy, EpisodeStore
-from metalr.agents.clone_runs import CloneConfig, roll_out
+from metalr.agents.clone_runs import CloneConfig
 from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, load_card, to_bytes
 from metalr.control.controller import Controller
 from metalr.files import write_whole
-from metalr.tasks.general import MetaSplit
 
 NAME = "general"
 
@@ -61,16 +60,18 @@ class Args(harness.Options):
 
     folder: Path = Path("runs/general")
     """Where everything goes."""
-    tasks: int = 600
+    tasks: int = 1200
     """Tasks of the meta-train family."""
-    validation_tasks: int = 40
+    validation_tasks: int = 100
     """Tasks of the meta-validation family."""
-    rounds: int = 3
+    rounds: int = 2
     """Of rollouts, each followed by a training of the policy."""
     hidden_size: int = 48
-    """Width of the policy's memory."""
+    """Width of each policy's memory."""
+    members: int = 3
+    """Policies whose actions are averaged."""
     steps: int = 3000
-    """Updates of the policy in each round."""
+    """Updates of each policy in each round."""
     polish_updates: int = 0
     """Updates from whole-run outcomes after the cloning."""
     student_seed: int = 0
@@ -81,14 +82,26 @@ class Args(harness.Options):
     """Processes that train runs; each takes one core."""
 
     def small(self) -> "Args":
-        few = {"tasks": 4, "validation_tasks": 2, "rounds": 1, "steps": 20, "polish_updates": 1, "hidden_size": 8}
+        few = {
+            "tasks": 4,
+            "validation_tasks": 2,
+            "rounds": 1,
+            "steps": 20,
+            "polish_updates": 1,
+            "hidden_size": 8,
+            "members": 2,
+        }
         return replace(self, folder=Path("runs/general-smoke"), **few)  # type: ignore[arg-type]
 
 
 def setup_of(args: Args) -> Setup:
     """Folders and settings of the training."""
     config = CloneConfig(
-        rounds=args.rounds, hidden_size=args.hidden_size, steps=args.steps, student_seed=args.student_seed
+        rounds=args.rounds,
+        hidden_size=args.hidden_size,
+        members=args.members,
+        steps=args.steps,
+        student_seed=args.student_seed,
     )
     if args.smoke:
         config = replace(config, grid=small_grid(config))
@@ -114,8 +127,12 @@ def _quietly(work: Callable[[int], object], index: int) -> None:
     work(index)
 
 
-def _oracle(args: Args, split: MetaSplit, index: int) -> None:
-    setup_of(args).of(split).oracle(index)
+def _oracle(args: Args, index: int) -> None:
+    setup_of(args).of("meta-train").oracle(index)
+
+
+def _validation_curve(args: Args, horizon_known: bool, index: int) -> None:
+    setup_of(args).validation(horizon_known=horizon_known).oracle(index)
 
 
 def _rollouts(args: Args, round_index: int, index: int) -> None:
@@ -125,10 +142,10 @@ def _rollouts(args: Args, round_index: int, index: int) -> None:
 def clone(args: Args) -> ClonePolicy:
     """All rounds of the cloning."""
     folder = setup_of(args).of("meta-train")
-    _each(args, partial(_oracle, args, "meta-train"), range(args.tasks), "oracle curves")
+    _each(args, partial(_oracle, args), range(args.tasks), "oracle curves")
     policy = folder.train(0, range(args.tasks))
     for round_index in range(1, args.rounds + 1):
-        if not (folder.student / f"policy-{round_index}.pt").exists():
+        if not folder.trained(round_index):
             work = partial(_rollouts, args, round_index)
             _each(args, work, range(args.tasks), f"rollouts of round {round_index}")
         policy = folder.train(round_index, range(args.tasks))
@@ -146,51 +163,33 @@ def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
     return polish(folder, policy, indices, EpisodeStore(pieces), folder.student / "polish", settings)
 
 
-def validate(args: Args, controllers: dict[str, Controller]) -> list[records.Row]:
-    """A row for each controller, task of the meta-validation family and guess: mean log regret over the seeds."""
-    folder = setup_of(args).of("meta-validation")
-    _each(args, partial(_oracle, args, "meta-validation"), range(args.validation_tasks), "validation curves")
-    grid = folder.config.grid
-    shown = replace(folder.config, hide_loss=0.0)
-    seeds = torch.tensor(grid.seeds).repeat(len(FACTORS))
-    log_guess = torch.tensor(FACTORS, dtype=torch.float64).log().repeat_interleave(len(grid.seeds))
-    rows = []
-    for index in range(args.validation_tasks):
-        planned = folder.plan(index)
-        if not planned.horizon_known:
-            continue
-        planned = replace(planned, decisions=min(DECISIONS, planned.task.horizon // 2))
-        curve, _ = folder.oracle(index)
-        best = curve.log_loss[curve.best_index]
-        for name, controller in controllers.items():
-            episodes = roll_out(controller, planned, curve, log_guess, seeds, shown)
-            regret = (episodes.log_loss.double().view(len(FACTORS), -1) - best).mean(1)
-            diverged = episodes.diverged.view(len(FACTORS), -1).sum(1)
-            for place, factor in enumerate(FACTORS):
-                rows.append(
-                    {
-                        "controller": name,
-                        "task": planned.task.name,
-                        "horizon": planned.task.horizon,
-                        "factor": factor,
-                        "log_regret": regret[place].item(),
-                        "diverged": int(diverged[place]),
-                        "runs": len(grid.seeds),
-                        "seed": args.student_seed,
-                    }
-                )
-    return rows
+def validate(args: Args, learned: dict[str, Controller]) -> list[records.Row]:
+    """The rows of learned controllers and their rivals, and of the learned ones without losses or a horizon."""
+    setup, seed = setup_of(args), args.student_seed
+    for known in (True, False):
+        work = partial(_validation_curve, args, known)
+        _each(args, work, range(args.validation_tasks), "validation curves")
+
+    def rows(controllers: dict[str, Controller], **known: bool) -> list[records.Row]:
+        return regret_rows(setup.validation(**known), args.validation_tasks, controllers, seed=seed)
+
+    base = {"base schedule": rivals(setup.config)["base schedule"]}
+    return [
+        *rows({**learned, **rivals(setup.config)}),
+        *rows({f"{name}, no losses": controller for name, controller in learned.items()}, loss_known=False),
+        *rows({f"{name}, no horizon": c for name, c in {**learned, **base}.items()}, horizon_known=False),
+    ]
 
 
 def calibrated_rows(args: Args) -> list[records.Row]:
     """The rows of the calibrated setting: the regret of its LR on the curves of the validation tasks."""
     setup = setup_of(args)
-    validation, lrs = setup.of("meta-validation"), calibrated_lrs(setup, args.tasks)
+    validation, lrs = setup.validation(), calibrated_lrs(setup, args.tasks)
     rows = []
     for index in range(args.validation_tasks):
         planned = validation.plan(index)
         curve = effective_curve(validation, index)
-        if not planned.horizon_known or curve.kind not in lrs:
+        if curve.kind not in lrs:
             continue
         regret = float(curve.at(np.log([lrs[curve.kind]]))[0])
         task = {"task": planned.task.name, "horizon": planned.task.horizon}
@@ -257,7 +256,7 @@ def main(args: Args) -> None:
     logging.getLogger("metalr").setLevel(logging.INFO)
     policy = clone(args)
     config = setup_of(args).config
-    controllers: dict[str, Controller] = {"clone": policy.controller(config), **rivals(config)}
+    controllers: dict[str, Controller] = {"clone": policy.controller(config)}
     if args.polish_updates:
         controllers["polished"] = polished(args, policy).controller(config)
     rows = [*validate(args, controllers), *calibrated_rows(args)]

@@ -28,12 +28,12 @@ class ProgressLines:
     not count as done in no time. The last line of a count is always written.
 
     Args:
-        file: where to; None for standard output.
+        file: where to; None for the error stream, so that what a command prints can go into a pipe or a file.
         clock: seconds.
     """
 
     def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.file = file or sys.stdout
+        self.file = file or sys.stderr
         self.clock = clock
         self.is_terminal = self.file.isatty()
         self._counts: dict[str, _Count] = {}

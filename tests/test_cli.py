@@ -97,8 +97,8 @@ def test_none_is_understood_where_the_help_says_none(tmp_path):
 def test_training_ends_with_fresh_seeds_and_commands_that_work(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call("train", *SMALL, "--folder", "run")
-    text = capsys.readouterr().out
-    assert text.startswith("episodes 16 of 16\n")
+    text, progress = capsys.readouterr()
+    assert progress.endswith("episodes 16 of 16\n")
     assert re.search(r"^\* teacher-student, ppo +[\d.]+ ", text, flags=re.MULTILINE)
     (command,) = re.findall("compare it: metalr (.*)", text)
     (use,) = re.findall("use it: +metalr.(.*)", text)

@@ -110,7 +110,7 @@ def _change(before: float, after: float) -> str:
     return f"Multiplier {before:.3g} -> {after:.3g}"
 
 
-def reasons(controller: Callable[[Tensor, Any], tuple[Tensor, Any]], observation: Tensor, state: Any) -> Reasons:
+def reasons_for(controller: Callable[[Tensor, Any], tuple[Tensor, Any]], observation: Tensor, state: Any) -> Reasons:
     """The reasons of a decision.
 
     Args:
@@ -145,5 +145,5 @@ def reasons_of_episode(controller: Any, observations: Tensor) -> Iterator[Reason
     """
     state = controller.init(torch.ones_like(observations[0, ..., 0]))
     for observation in observations:
-        yield reasons(controller, observation, state)
+        yield reasons_for(controller, observation, state)
         _, state = controller(observation, state)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metalr.control import explanation, loop
+from metalr.control import loop
 from metalr.control.controller import Controller
-from metalr.control.explanation import Reasons
+from metalr.control.explanation import Reasons, reasons_for
 from metalr.control.loop import Known
 from metalr.control.lr import bounded_multiplier
 from metalr.schedulers.clock import DecisionClock
@@ -193,7 +193,7 @@ class ControlledRun:
         """Why the last decision was as it was; None if there was none since the run was begun or loaded."""
         if self._before is None:
             return None
-        return explanation.reasons(self.controller, self.state.observation, self._before)
+        return reasons_for(self.controller, self.state.observation, self._before)
 
     def multipliers(self, num_groups: int) -> list[float]:
         """The multiplier of each parameter group; 1 for groups added to a run that controls its groups separately.

@@ -181,6 +181,7 @@ def test_options_reach_the_clone() -> None:
     options = replace(
         OPTIONS["clone"], schedule="cosine", mode="anchored", alpha=2.0, hide_loss=0.2, hide_horizon=0.3, seed=4
     )
+    options = replace(options, visible=("progress",))
     config = clone_config(options)
     assert (config.action.mode, config.action.alpha, config.hide_loss, config.hide_horizon) == (
         "anchored",

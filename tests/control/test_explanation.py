@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalr.control.actions import ActionSpec
-from metalr.control.explanation import MEANINGS, reasons, reasons_of_episode
+from metalr.control.explanation import MEANINGS, reasons_for, reasons_of_episode
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import ScheduleController
@@ -39,7 +39,7 @@ def observation(**features: float) -> torch.Tensor:
 
 def explained(controller, **features: float):
     seen = observation(**features)
-    return reasons(controller, seen, controller.init(torch.ones(1, 1, dtype=torch.float64)))
+    return reasons_for(controller, seen, controller.init(torch.ones(1, 1, dtype=torch.float64)))
 
 
 def test_every_feature_has_a_meaning_in_words() -> None:
