@@ -53,13 +53,16 @@ def options_of(command: str, capsys) -> dict[str, str]:
     """Option -> what the help says of it, between one option and the next."""
     with pytest.raises(SystemExit):
         call(command, "--help")
-    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]  # a box on a terminal, else spaces
     found: dict[str, str] = {}
+    name = ""
     for line in lines:
-        if line.startswith("--"):
+        if re.match("--[a-z]", line):
             name = line.split()[0].rstrip(",")
             found[name] = line[len(name) :]
-        elif found:
+        elif not line or line.startswith(("---", "───", "╭", "╰")):
+            name = ""
+        elif name:
             found[name] += " " + line
     return found
 

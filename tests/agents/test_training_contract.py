@@ -178,17 +178,10 @@ def test_every_setting_of_a_clone_changes_its_config(name: str) -> None:
 
 
 def test_options_reach_the_clone() -> None:
-    options = replace(
-        OPTIONS["clone"], schedule="cosine", mode="anchored", alpha=2.0, hide_loss=0.2, hide_horizon=0.3, seed=4
-    )
-    options = replace(options, visible=("progress",))
-    config = clone_config(options)
-    assert (config.action.mode, config.action.alpha, config.hide_loss, config.hide_horizon) == (
-        "anchored",
-        2.0,
-        0.2,
-        0.3,
-    )
+    changes = {"schedule": "cosine", "mode": "anchored", "alpha": 2.0, "visible": ("progress",), "seed": 4}
+    config = clone_config(replace(OPTIONS["clone"], hide_loss=0.2, hide_horizon=0.3, **changes))
+    assert (config.action.mode, config.action.alpha) == ("anchored", 2.0)
+    assert (config.hide_loss, config.hide_horizon, config.visible) == (0.2, 0.3, ("progress",))
     assert type(config.schedule).__name__ == "Cosine"
     assert (config.seed, config.student_seed, config.decisions) == (4, 4, (5, 5))
 
