@@ -68,7 +68,7 @@ def learners_of(comparison: Comparison) -> dict[str, list[str]]:
     """Learner -> its controllers, those whose names differ in a number at their end: `ppo-0`, `ppo (seed 1)`."""
     found: dict[str, list[str]] = {}
     for name, kind in selection.kinds_of(comparison.records).items():
-        match = re.fullmatch(r"(.*?)[\s_/(-]*(?:seed[\s_=-]*)?\d+\)?", name)
+        match = re.fullmatch(r"(.*?)[\s_/(-]+(?:seed[\s_=-]*)?\d+\)?", name)
         if kind is Kind.LEARNED and match and match[1]:
             found.setdefault(match[1], []).append(name)
     return found
@@ -85,7 +85,8 @@ def learner_grids(comparison: Comparison) -> list[Grid]:
     drawn = "tasks and evaluation seeds" if len(comparison.tasks) > 1 else "evaluation seeds"
     note = (
         f"loss / tuned best's, geometric mean [95 %]; the interval is over training seeds, {drawn}, in this order (a "
-        "hierarchical bootstrap), so it is about the learner and not about one controller."
+        "hierarchical bootstrap), so it is about the learner and not about one controller. Controllers whose names "
+        "differ in a number at the end count as training seeds of one learner."
     )
     return [
         Grid(
@@ -104,7 +105,8 @@ def learner_grids(comparison: Comparison) -> list[Grid]:
 def few_seeds(comparison: Comparison) -> list[str]:
     """A sentence for each learner with more than one training seed and too few for an interval."""
     return [
-        f"{name} has {len(own)} training seeds: too few for an interval over them, which takes {MIN_TRAINING_SEEDS}."
+        f"{name} has {len(own)} controllers whose names differ in a number at the end, taken for training seeds: too few "
+        f"for an interval over them, which takes {MIN_TRAINING_SEEDS}."
         for name, own in learners_of(comparison).items()
         if 1 < len(own) < MIN_TRAINING_SEEDS
     ]
@@ -143,6 +145,8 @@ def _of_controller(comparison: Comparison, name: str) -> str:
         found = results.wrong_base_table(part_of(comparison, task).records, task, [name])
         rows[task] = [row for row in found if row.contender == name and row.factor is not None]
     factors = sorted({row.factor for own in rows.values() for row in own if row.factor is not None})
+    if not factors:
+        return f"{name} has no runs from wrong base LRs."
 
     def mean(factor: float) -> float:
         logs = [math.log(row.over_best.value) for own in rows.values() for row in own if row.factor == factor]

@@ -256,7 +256,7 @@ def test_learners_with_five_training_seeds_have_an_interval_over_them(done: Comp
     assert "hierarchical bootstrap" in page.page(five)
     assert "Learners over their training seeds" in report.text(five)
     assert sections.learner_grids(seeds_of_ppo(done, 4)) == []
-    assert "ppo has 4 training seeds: too few" in page.page(seeds_of_ppo(done, 4))
+    assert "ppo has 4 controllers" in page.page(seeds_of_ppo(done, 4))
     assert sections.learners_of(done) == {}
 
 
