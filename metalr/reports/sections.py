@@ -105,8 +105,8 @@ def learner_grids(comparison: Comparison) -> list[Grid]:
 def few_seeds(comparison: Comparison) -> list[str]:
     """A sentence for each learner with more than one training seed and too few for an interval."""
     return [
-        f"{name} has {len(own)} controllers whose names differ in a number at the end, taken for training seeds: too few "
-        f"for an interval over them, which takes {MIN_TRAINING_SEEDS}."
+        f"{name} has {len(own)} controllers whose names differ in a number at the end, taken for training seeds: "
+        f"too few for an interval over them, which takes {MIN_TRAINING_SEEDS}."
         for name, own in learners_of(comparison).items()
         if 1 < len(own) < MIN_TRAINING_SEEDS
     ]
