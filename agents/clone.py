@@ -75,6 +75,7 @@ def averaged(policies: Sequence[ClonePolicy]) -> ClonePolicy:
     Their memories lie side by side in one recurrent unit, whose weights are zero between members.
 
     Example:
+        >>> from metalr.agents.clone import ClonePolicy
         >>> averaged([ClonePolicy(4), ClonePolicy(4, seed=1)]).head.in_features
         8
     """

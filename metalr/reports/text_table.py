@@ -135,10 +135,10 @@ def listing(rows: Iterable[Sequence[str]], width: int = WIDTH, *, indent: str = 
         indent: at the start of every line.
 
     Example:
-        >>> print(listing([("a", "one two three"), ("long", "four")], width=14))
-        a     one two
-              three
-        long  four
+        >>> print(listing([("a", "one two three four five"), ("long", "six")], width=26))
+        a     one two three four
+              five
+        long  six
     """
     table = [list(row) for row in rows]
     sizes = [max(len(row[i]) for row in table) for i in range(len(table[0]) - 1)] if table else []
