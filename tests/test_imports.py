@@ -73,7 +73,8 @@ def room_of(path: Path) -> str:
     first, *rest = path.relative_to(ROOT).parts
     if first != "metalr":
         return first
-    return rest[0] if len(rest) > 1 else {"__init__.py": "metalr", "cli.py": "cli"}.get(rest[0], "roots")
+    files = {"__init__.py": "metalr", "__main__.py": "cli", "cli.py": "cli"}
+    return rest[0] if len(rest) > 1 else files.get(rest[0], "roots")
 
 
 def imported_modules(path: Path) -> set[str]:
