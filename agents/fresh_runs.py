@@ -10,7 +10,7 @@ from metalr.compare.statistics import Interval
 from metalr.control.controller import Controller
 from metalr.control.reference import ScheduleController
 from metalr.engine.episodes import run_episode
-from metalr.engine.runs import BatchedRuns
+from metalr.schedulers.plain_runs import runs_of
 from metalr.tasks.task import Task
 
 FACTORS = (0.1, 1.0, 10.0)
@@ -53,7 +53,7 @@ def fresh_rows(
     seeds = torch.arange(_FIRST_SEED, _FIRST_SEED + num_seeds).repeat(len(factors))
     rows = []
     for task in tasks:
-        runs = BatchedRuns(task, len(seeds), device=device)
+        runs = runs_of(task, len(seeds), device=device)
         base_lr = task.base_lr * torch.tensor(factors, dtype=torch.float64).repeat_interleave(num_seeds)
         for contender in (controller, alone):
             episode = run_episode(contender, runs, seeds, base_lr, splits=("train",))

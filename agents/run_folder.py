@@ -27,11 +27,13 @@ from metalr.envs.transition import EnvConfig, Transition
 from metalr.progress import Progress
 from metalr.records import CONFIG, difference, read_config
 from metalr.registry import look_up
-from metalr.tasks.catalog import make_task
+from metalr.tasks.catalog import is_imported, named_task
 from metalr.tasks.families import FAMILIES
 from metalr.tasks.task import Task
 
 AgentName = Literal["ppo", "dqn", "clone"]
+# Of a shipped task, unless another is asked for.
+_HORIZON = 200
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class TrainOptions:
     agent: AgentName = "ppo"
     """The learner: PPO sets a continuous action, DQN chooses among levels, clone imitates the LR best in hindsight."""
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     family: str | None = None
     """A task family in place of one task; see `metalr list`."""
     groups: int | None = None
     """With a family: how many tasks to draw from it; without a number 4, for a clone 16."""
-    horizon: int = 200
-    """Optimizer updates in a training run (a family has its own)."""
+    horizon: int | None = None
+    """Optimizer updates in a training run; without a number 200, or your own task's (a family has its own)."""
     optimizer: str | None = None
     """Inner optimizer, in place of the task's own; see `metalr list`."""
     base_lr: float | None = None
@@ -96,9 +98,8 @@ def build_tasks(options: TrainOptions) -> list[Task]:
     if options.family is not None:
         groups = options.groups or (16 if options.agent == "clone" else 4)
         return look_up(FAMILIES, options.family, "task family").sample(options.seed, groups)
-    chosen = {"optimizer": options.optimizer, "base_lr": options.base_lr}
-    changes = {name: value for name, value in chosen.items() if value is not None}
-    return [make_task(options.task, horizon=options.horizon, **changes)]
+    changes = {"optimizer": options.optimizer, "base_lr": options.base_lr}
+    return [named_task(options.task, options.horizon, _HORIZON, **changes)]
 
 
 def build_transition(options: TrainOptions) -> Transition:
@@ -242,6 +243,8 @@ def train(
     agent = look_up(AGENTS, options.agent, "agent")
     _refuse_unread(options)
     resume = (folder / CONFIG).is_file()
+    if options.horizon is None and not is_imported(options.task):
+        options = dataclasses.replace(options, horizon=_HORIZON)  # as config.json has always had it
     changed = difference(asdict(read_options(folder)), asdict(options)) if resume else []
     if changed:
         raise ValueError(

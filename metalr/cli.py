@@ -118,7 +118,7 @@ class Export:
     target: tyro.conf.Positional[Path]
     """The file to write."""
     task: str = "mnist1d-mlp"
-    """For .csv: the shipped task on whose runs the table is recorded."""
+    """For .csv: the task on whose runs the table is recorded, shipped or module:function."""
     horizon: int = 200
     """For .csv: optimizer updates in those runs."""
 
@@ -150,10 +150,10 @@ class Export:
 
     def _multipliers(self, controller: Any) -> torch.Tensor:
         from metalr.engine.episodes import run_episode
-        from metalr.engine.runs import BatchedRuns
+        from metalr.schedulers.plain_runs import runs_of
         from metalr.tasks.catalog import make_task
 
-        runs = BatchedRuns(make_task(self.task, horizon=self.horizon), num_runs=16)
+        runs = runs_of(make_task(self.task, horizon=self.horizon), num_runs=16)
         base_lr = torch.full((16,), runs.task.base_lr)
         return run_episode(controller, runs, torch.arange(16), base_lr, splits=()).multipliers
 
@@ -166,9 +166,9 @@ class Compare:
     """
 
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ("mnist1d-mlp",)
-    """Shipped tasks; see `metalr list`."""
-    horizon: int = 400
-    """Optimizer updates in a training run."""
+    """Shipped tasks (see `metalr list`), or module:function of your own that return a metalr.Task."""
+    horizon: int | None = None
+    """Optimizer updates in a training run: 400, or your own task's, by default."""
     optimizer: str | None = None
     """Inner optimizer; each task's own by default."""
     controllers: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
@@ -202,10 +202,9 @@ class Compare:
         from metalr.compare.comparison import compare
         from metalr.compare.settings import Settings
         from metalr.reports import report
-        from metalr.tasks.catalog import make_task
+        from metalr.tasks.catalog import named_task
 
         _check_device(self.device)
-        changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         settings = Settings(
             contenders=None if self.contenders == ("all",) else self.contenders,
             trials=self.trials,
@@ -219,7 +218,7 @@ class Compare:
         )
         names = _different_names(self.controllers)
         comparison = compare(
-            [make_task(name, horizon=self.horizon, **changes) for name in self.tasks],
+            [named_task(name, self.horizon, 400, optimizer=self.optimizer) for name in self.tasks],
             self.folder,
             settings,
             controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
@@ -275,9 +274,9 @@ class Explain:
     controller: tyro.conf.Positional[Path]
     """A controller file, or the name of a shipped one."""
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
-    horizon: int = 200
-    """Optimizer updates in the run."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
+    horizon: int | None = None
+    """Optimizer updates in the run; without a number 200, or your own task's."""
     optimizer: str | None = None
     """Inner optimizer, in place of the task's own; see `metalr list`."""
     factor: float = 1.0
@@ -290,16 +289,15 @@ class Explain:
         from metalr.artefacts.controller_file import load_controller
         from metalr.control.explanation import reasons_of_episode
         from metalr.engine.episodes import run_episode
-        from metalr.engine.runs import BatchedRuns
-        from metalr.tasks.catalog import make_task
+        from metalr.schedulers.plain_runs import runs_of
+        from metalr.tasks.catalog import named_task
 
         controller = load_controller(_file_or_name(self.controller))
-        changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
-        runs = BatchedRuns(make_task(self.task, horizon=self.horizon, **changes), num_runs=1)
+        runs = runs_of(named_task(self.task, self.horizon, 200, optimizer=self.optimizer), num_runs=1)
         base_lr = torch.tensor([self.factor * runs.task.base_lr], dtype=torch.float64)
         episode = run_episode(controller, runs, torch.tensor([self.seed]), base_lr, splits=("train",))
         rows = [("update", "LR", "why")]
-        steps = controller.decision_steps(self.horizon)
+        steps = controller.decision_steps(runs.task.horizon)
         for step, found in zip(steps, reasons_of_episode(controller, episode.observations), strict=True):
             rows.append((str(step), f"{episode.lr[step, 0, 0]:.3g}", found.in_words(controller.bounds)))
         print(listing(rows, screen_width()))
@@ -314,11 +312,11 @@ class Tune:
     """
 
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     contender: str = "wsd"
     """A schedule, rule or optimizer; see `metalr list`."""
-    horizon: int = 400
-    """Optimizer updates in a training run."""
+    horizon: int | None = None
+    """Optimizer updates in a training run: 400, or your own task's, by default."""
     trials: int = 20
     """Candidates, one after the other."""
     tuning_seeds: int = 3
@@ -335,11 +333,11 @@ class Tune:
         from metalr.compare.bayesian import search
         from metalr.compare.catalog import get_contender
         from metalr.compare.selection import Criterion
-        from metalr.tasks.catalog import make_task
+        from metalr.tasks.catalog import named_task
 
         _check_device(self.device)
         result = search(
-            make_task(self.task, horizon=self.horizon),
+            named_task(self.task, self.horizon, 400),
             get_contender(self.contender),
             num_trials=self.trials,
             tuning_seeds=self.tuning_seeds,
@@ -358,7 +356,7 @@ class FindLR:
     """Find an LR: train briefly while the LR grows, and see where the loss falls fastest and where it explodes."""
 
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     optimizer: str | None = None
     """Inner optimizer; the task's own by default."""
     seeds: int = 16

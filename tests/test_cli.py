@@ -277,6 +277,38 @@ def test_a_shipped_controllers_name_works_where_a_file_does(tmp_path, monkeypatc
     assert "general" in {json.loads(row)["contender"] for row in rows}
 
 
+OWN_TASK = """
+import torch
+from metalr import Task
+
+def make():
+    inputs = torch.linspace(-1.0, 1.0, 50)[:, None]
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    return Task(net, (inputs, inputs.sin()), torch.nn.functional.mse_loss, torch.optim.NAdam,
+                base_lr=0.01, horizon=30, batch_size=10, plain=True)
+"""
+
+
+def test_a_task_of_ones_own_by_module_and_function(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_sine.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    own = ["--task", "own_sine:make"]
+    call("train", *own, "--decisions", "5", "--num-envs", "2", "--episodes", "4", "--folder", "trained")
+    about = load_card(tmp_path / "trained" / "controller.safetensors")["about"]
+    assert [(task["name"], task["horizon"]) for task in about["tasks"]] == [("own_sine:make", 30)]
+    call("train", *own, "--decisions", "5", "--num-envs", "2", "--episodes", "4", "--folder", "trained")  # resumes
+    counts = ["--trials", "2", "--tuning-seeds", "1", "--report-seeds", "2", "--factors", "1"]
+    controllers = ["--controllers", "trained/controller.safetensors"]
+    call("compare", *own, *counts, *controllers, "--contenders", "constant", "cosine", "--folder", "compared")
+    call("find-lr", *own, "--seeds", "2")
+    printed = capsys.readouterr().out
+    assert "own_sine:make" in printed
+    assert "suggestion" in printed
+    for command, wrong in (("train", "own_sine:mak"), ("compare", "own_sin:make"), ("find-lr", "own_sine:torch")):
+        with pytest.raises(SystemExit, match=r"metalr: got .*, expected .*metalr\.Task|module:function"):
+            call(command, "--task", wrong)
+
+
 def test_a_name_that_does_not_say_what_to_write_is_refused(tmp_path):
     call("train", *SMALL, "--folder", str(tmp_path / "run"))
     with pytest.raises(SystemExit, match=r"expected a name that ends in \.safetensors"):

@@ -183,7 +183,7 @@ class WrapperContender(Contender):
         return self.factory(inner=inner, **self._completed(parameters))
 
     def fits(self, task: Task) -> bool:
-        return _trains_weights(task)
+        return _trains_weights(task) and not task.plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class ExternalContender(Contender):
         return self.usual_lr
 
     def fits(self, task: Task) -> bool:
-        return _trains_weights(task) and self.inner in type(task.optimizer).__name__
+        return _trains_weights(task) and not task.plain and self.inner in type(task.optimizer).__name__
 
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         return self.name, super().batch_key(parameters, task)

@@ -19,7 +19,7 @@ from metalr.compare.selection import Criterion, best_trial, edges
 from metalr.compare.settings import Settings, trials_of
 from metalr.control.controller import Controller
 from metalr.engine.episodes import run_episode
-from metalr.engine.runs import BatchedRuns
+from metalr.schedulers.plain_runs import runs_of
 from metalr.tasks.task import Task
 
 
@@ -130,7 +130,7 @@ class Plan:
         """Record each learned controller's mean multipliers on the tuning seeds, from the task's base LR."""
         seeds = torch.tensor(self.settings.seeds("tuning"))
         for contender in self.learned if self.settings.ablations else ():
-            runs = BatchedRuns(task, len(seeds), dtype=getattr(torch, self.settings.dtype), device=device)
+            runs = runs_of(task, len(seeds), dtype=getattr(torch, self.settings.dtype), device=device)
             base_lr = torch.full((len(seeds),), task.base_lr, dtype=torch.float64)
             episode = run_episode(contender.learned, runs, seeds, base_lr, splits=())
             replay = mean_replay(contender.learned, episode.multipliers)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metalr.engine.runs import BatchedRuns
 from metalr.reports import figures
+from metalr.schedulers.plain_runs import runs_of
 from metalr.tasks.task import Task
 
 # Inner steps behind one point of the curve.
@@ -79,12 +79,12 @@ def find_lr(
             "least 10 points and 1 seed: pass for example (1e-4, 1e3), 100 and 16"
         )
     lrs = task.base_lr * np.geomspace(low, high, num_points)
-    runs = BatchedRuns(task, num_seeds, device=device)
+    runs = runs_of(task, num_seeds, device=device)
     runs.init(torch.arange(seed, seed + num_seeds))
     logs = np.full((num_points, num_seeds), np.nan)
     for point, lr in enumerate(lrs):
-        stats = runs.unroll(torch.full((num_seeds, 1), float(lr)).expand(-1, runs.layout.num_groups), _STEPS_PER_POINT)
-        alive = (stats.num_losses == _STEPS_PER_POINT) & ~runs.state.diverged
+        stats = runs.unroll(torch.full((num_seeds, 1), float(lr)).expand(-1, runs.num_groups), _STEPS_PER_POINT)
+        alive = (stats.num_losses == _STEPS_PER_POINT) & ~runs.diverged
         logs[point] = torch.where(alive, stats.log_loss.double(), torch.nan).cpu().numpy()
     return _read(lrs, _smooth(logs))
 

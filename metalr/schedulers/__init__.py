@@ -14,5 +14,7 @@ alerts        warnings about a user's loop, each given once
 history       a record of each decision
 param_groups  reading, writing and restoring LRs in parameter groups
 hooks         calls around `optimizer.step()`
+plain_runs    the runs of a task through its own network, optimizer and loader, one after the other
+own_randomness  the random numbers of such a run
 adapters      integrations with the loops of other libraries
 """
