@@ -7,6 +7,7 @@ and several processes can share the work.
 import io
 import logging
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_
 from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
 from metalr.files import write_whole
+from metalr.progress import Progress
 from metalr.tasks.task import Task
 
 log = logging.getLogger("metalr")
@@ -47,7 +49,7 @@ class CloneFolder:
         """The oracle curve of a task, and its episodes."""
 
         def make() -> dict:
-            curve, episodes = make_oracle(self.plan(index), self.config)
+            curve, episodes = make_oracle(self.plan(index), self.config.of_task(index))
             return {"curve": vars(curve), "episodes": episodes._asdict()}
 
         saved = cached(self.folder / "oracle" / f"{index:05d}.pt", make)
@@ -64,13 +66,21 @@ class CloneFolder:
 
         def make() -> dict:
             student = controller or self.policy(round_index - 1).controller(self.config)
-            planned = self.plan(index)
+            planned, config = self.plan(index), self.config.of_task(index)
             curve, _ = self.oracle(index)
-            log_guess, seeds = guesses(planned, self.config, round_index)
+            log_guess, seeds = guesses(planned, config, round_index)
             student = student.with_schedule(planned.schedule)
-            return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
+            return roll_out(student, planned, curve, log_guess, seeds, config)._asdict()
 
-        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
+        return Episodes(**cached(self.rollouts_path(round_index, index), make))
+
+    def rollouts_path(self, round_index: int, index: int) -> Path:
+        """Where the episodes of a task in a round of rollouts are kept."""
+        return self.student / f"round-{round_index}" / f"{index:05d}.pt"
+
+    def rounds_trained(self) -> int:
+        """How many trainings the student has behind it: the first is round 0."""
+        return next(index for index in count() if not self.trained(index))
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
@@ -80,28 +90,36 @@ class CloneFolder:
         """Whether the student has been trained in a round."""
         return all(self._path(round_index, member).exists() for member in range(self.config.members))
 
-    def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
+    def train(self, round_index: int, indices: Sequence[int], progress: Progress | None = None) -> ClonePolicy:
         """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
 
         Args:
             round_index: 0 trains on the oracle's episodes alone.
             indices: of the tasks.
+            progress: called after every update of the policy.
         """
         if not self.trained(round_index):
             pieces = [self.oracle(index)[1] for index in indices]
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
             store = EpisodeStore(pieces)
             for member in range(self.config.members):
-                self._train_member(round_index, member, store)
+                self._train_member(round_index, member, store, progress)
         return self.policy(round_index)
 
-    def _train_member(self, round_index: int, member: int, store: EpisodeStore) -> None:
+    def _train_member(self, round_index: int, member: int, store: EpisodeStore, progress: Progress | None) -> None:
         path, seed = self._path(round_index, member), self._seed(member)
         if path.exists():
             return
         fresh = ClonePolicy(self.config.hidden_size, seed)
         policy = self._member(round_index - 1, member) if round_index else fresh
-        curve = fit(policy, store, self.config, 1000 * seed + round_index)
+        before = member * self.config.steps
+
+        def show(done: int, total: int) -> None:
+            if progress is not None:
+                what = f"round {round_index}: updates of the policy"
+                progress(before + done, total * self.config.members, what)
+
+        curve = fit(policy, store, self.config, 1000 * seed + round_index, show)
         log.info("round %d, member %d: loss %.4f", round_index, member, sum(curve[-200:]) / len(curve[-200:]))
         save_tensors(path, policy.state_dict())
 

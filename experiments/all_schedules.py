@@ -39,11 +39,12 @@ from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.compare import results
 from metalr.compare.catalog import CONTENDERS
-from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.comparison import Comparison, compare
 from metalr.compare.external_optimizers import EXTERNAL_OPTIMIZERS
 from metalr.compare.results import PriceRow
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
+from metalr.progress import ProgressLines
 from metalr.reports import figures, report
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
@@ -121,12 +122,12 @@ def compare_all(args: Args) -> Comparison:
     """One comparison of the tasks that share their settings, one of each costly task, seen as one."""
     tasks, settings = tasks_of(args), settings_of(args)
     shared = [task for task in tasks if task.name not in _COSTLY]
-    parts = [compare(shared, args.folder, settings, device=args.device, progress=progress_bar())]
+    parts = [compare(shared, args.folder, settings, device=args.device, progress=ProgressLines())]
     for task in tasks:
         if task.name in _COSTLY:
             folder = args.folder.with_name(f"{args.folder.name}-{task.name}")
             smaller = replace(settings, **_COSTLY[task.name])
-            parts.append(compare(task, folder, smaller, device=args.device, progress=progress_bar()))
+            parts.append(compare(task, folder, smaller, device=args.device, progress=ProgressLines()))
     runs = [record for part in parts for record in part.records]
     curves = {key: curve for part in parts for key, curve in part.curves.items()}
     return replace(parts[0], tasks=[task.name for task in tasks], records=runs, curves=curves)

@@ -26,12 +26,14 @@ import torch
 
 from experiments.support import harness
 from metalr.agents.ppo import train_ppo
-from metalr.agents.sb3_training import CONTROLLER, Budget
+from metalr.agents.sb3_training import Budget
+from metalr.agents.training_folder import CONTROLLER
 from metalr.artefacts.controller_file import load_card, load_controller
-from metalr.compare.comparison import compare, progress_bar
+from metalr.compare.comparison import compare
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.progress import ProgressLines
 from metalr.records import CONFIG
 from metalr.reports import report, text_table
 from metalr.reports.tables import result_grid
@@ -109,7 +111,7 @@ def main(args: Args) -> None:
         Settings(wrong_base=("cosine",), **few),
         controllers={name: load_controller(path) for name, path in files.items()},
         ablations={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
-        progress=progress_bar() if sys.stdout.isatty() else None,
+        progress=ProgressLines(),
     )
     task = comparison.tasks[0]
     random = [f"{name}: random policy" for name in files][:1]

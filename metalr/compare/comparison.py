@@ -20,11 +20,9 @@ from metalr.compare.plan import Plan
 from metalr.compare.run_record import Phase, PlannedRun, RunCurve, RunRecord
 from metalr.compare.settings import Settings
 from metalr.control.controller import Controller
+from metalr.progress import Progress
 from metalr.records import CURVES, RECORDS, RunFolder, read_config, read_curves, read_records
 from metalr.tasks.task import Task
-
-# Called with runs done, runs in all and the name of the phase.
-Progress = Callable[[int, int, str], None]
 
 _CURVES: dict[Phase, Curves] = {"tuning": "none", "report": "full", "wrong-base": "train"}
 # Older folders call two of the settings otherwise.
@@ -73,7 +71,7 @@ def compare(
         ablations: more of them to show beside the controllers, for example {"ppo: state-blind": …}.
         more_contenders: beside the registered ones, for example from `of_schedule`; one at an absolute LR has no trial.
         device: where to train.
-        progress: called after every batch; see `progress_bar`.
+        progress: called between batches with runs done, runs in all, and the task and phase.
 
     Returns:
         The comparison. Stopped by Ctrl-C, it loses the batch in progress and nothing else.
@@ -157,6 +155,7 @@ class _Runner:
         settings, contenders, done = self.plan.settings, self.plan.contenders(self.task), 0
         for batch in batches_of(planned, contenders, self.task, settings.max_runs):
             if any(run.key not in self.folder.done for run in batch):
+                self._show(done, planned, label or phase)
                 # A batch that was written in part is made again as a whole: the same batch gives the same bits.
                 records, curves = train_batch(
                     self.task,
@@ -168,27 +167,8 @@ class _Runner:
                 )
                 self.folder.append([r.to_json() for r in records], [c.to_json() for c in curves])
             done += len(batch)
-            if self.progress is not None:
-                self.progress(done, len(planned), f"{self.task.name}: {label or phase}")
+        self._show(done, planned, label or phase)
 
-
-def progress_bar() -> Progress:
-    """A bar on the terminal.
-
-    Raises:
-        ImportError: tqdm is missing; the message says which extra brings it.
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("a progress bar needs the package 'tqdm': pip install 'metalr[cli]'") from error
-    bars: dict[str, Any] = {}
-
-    def show(done: int, total: int, label: str) -> None:
-        if label not in bars:
-            bars[label] = tqdm(total=total, desc=label, unit="run")
-        bars[label].update(done - bars[label].n)
-        if done >= total:
-            bars[label].close()
-
-    return show
+    def _show(self, done: int, planned: Sequence[PlannedRun], label: str) -> None:
+        if self.progress is not None and planned:
+            self.progress(done, len(planned), f"{self.task.name}: {label}")

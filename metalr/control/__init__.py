@@ -10,4 +10,5 @@ rules       hand-written reactive rules
 catalog     every kind of controller, by name
 loop        observe, decide, remember
 lr          the LR in force
+explanation the reasons of a decision, in numbers and in words
 """

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from metalr.reports.figures import COLOURS, MAX_LINES, panels
+from metalr.reports.chart import COLOURS
+from metalr.reports.figures import panels
 from metalr.schedules import Schedule
 
 _POINTS = 1001
@@ -27,8 +28,8 @@ def plot(*schedules: Schedule, base_lr: float | None = None, horizon: int | None
         metalr.reports.plot(Cosine(), Warmup(Linear(), length=0.1), base_lr=1e-3).savefig("schedules.png")
     """
     lines = [(str(schedule), schedule) for schedule in schedules] + list(named.items())
-    if not 1 <= len(lines) <= MAX_LINES:
-        raise ValueError(f"got {len(lines)} schedules, expected 1 to {MAX_LINES}: draw several figures")
+    if not 1 <= len(lines) <= len(COLOURS):
+        raise ValueError(f"got {len(lines)} schedules, expected 1 to {len(COLOURS)}: draw several figures")
     figure, (axis,) = panels(1)
     progress = torch.linspace(0.0, 1.0, _POINTS, dtype=torch.float64)
     for colour, (label, schedule) in zip(COLOURS, lines, strict=False):
