@@ -1,13 +1,14 @@
 """The files of a cloning: oracle curves, rollouts and students.
 
-Each piece is written whole, and what is there is not made again: a training that was cut off continues where it was,
-and several processes can share the work.
+Each piece is written whole, and what is there is not made again: a training that was cut off continues where it was.
+Workers make the pieces, on other machines too; this process writes them.
 """
 
 import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,12 @@ from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
 from metalr.files import write_whole
 from metalr.tasks.task import Task
+from metalr.workers import Unit, Workers
 
 log = logging.getLogger("metalr")
+
+# Called with pieces done and pieces in all.
+Progress = Callable[[int, int], None]
 
 
 class CloneFolder:
@@ -44,32 +49,46 @@ class CloneFolder:
 
     def oracle(self, index: int) -> tuple[OracleCurve, Episodes]:
         """The oracle curve of a task, and its episodes."""
-
-        def make() -> dict:
-            curve, episodes = make_oracle(self.plan(index), self.config)
-            return {"curve": vars(curve), "episodes": episodes._asdict()}
-
-        saved = cached(self.folder / "oracle" / f"{index:05d}.pt", make)
+        saved = cached(self._oracle_path(index), lambda: make_oracle_piece((self.draw, self.config), index))
         return OracleCurve(**saved["curve"]), Episodes(**saved["episodes"])
 
-    def rollouts(self, round_index: int, index: int, controller: Controller | None = None) -> Episodes:
-        """The episodes of a task in a round of rollouts.
+    def rollouts(self, round_index: int, index: int) -> Episodes:
+        """The episodes of a task in a round of rollouts, by the student before that round.
 
         Args:
             round_index: from 1.
             index: of the task.
-            controller: the student before this round; None reads its file.
         """
 
         def make() -> dict:
-            student = controller or self.policy(round_index - 1).controller(self.config)
-            planned = self.plan(index)
-            curve, _ = self.oracle(index)
-            log_guess, seeds = guesses(planned, self.config, round_index)
-            student = student.with_schedule(planned.schedule)
-            return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
+            student = self.policy(round_index - 1).controller(self.config)
+            return make_rollouts((self.draw, self.config, student), round_index, index, self.oracle(index)[0])
 
-        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
+        return Episodes(**cached(self._rollout_path(round_index, index), make))
+
+    def make_oracles(self, indices: Sequence[int], workers: Workers, progress: Progress | None = None) -> None:
+        """Make the oracle curves that are missing.
+
+        Args:
+            indices: of the tasks.
+            workers: where they are made.
+            progress: called after every piece.
+        """
+        paths = [self._oracle_path(index) for index in indices]
+        shared = self.draw, self.config
+        units = [Unit((index,), shared) for index, path in zip(indices, paths, strict=True) if not path.exists()]
+        _make(make_oracle_piece, units, [path for path in paths if not path.exists()], workers, progress)
+
+    def make_rollouts(
+        self, round_index: int, indices: Sequence[int], workers: Workers, progress: Progress | None = None
+    ) -> None:
+        """Make the rollouts of a round that are missing, by the student before that round; see `make_oracles`."""
+        paths = {index: self._rollout_path(round_index, index) for index in indices}
+        missing = [index for index, path in paths.items() if not path.exists()]
+        if missing:
+            shared = self.draw, self.config, self.policy(round_index - 1).controller(self.config)
+            units = [Unit((round_index, index, self.oracle(index)[0]), shared) for index in missing]
+            _make(make_rollouts, units, [paths[index] for index in missing], workers, progress)
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
@@ -94,6 +113,43 @@ class CloneFolder:
             log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
             save_tensors(path, policy.state_dict())
         return self.policy(round_index)
+
+    def _oracle_path(self, index: int) -> Path:
+        return self.folder / "oracle" / f"{index:05d}.pt"
+
+    def _rollout_path(self, round_index: int, index: int) -> Path:
+        return self.student / f"round-{round_index}" / f"{index:05d}.pt"
+
+
+def make_oracle_piece(shared: tuple[Callable[[int], Task], CloneConfig], index: int) -> dict[str, Any]:
+    """A unit: the oracle curve of a task, and its episodes."""
+    draw, config = shared
+    curve, episodes = make_oracle(plan(index, draw(index), config), config)
+    return {"curve": vars(curve), "episodes": episodes._asdict()}
+
+
+def make_rollouts(
+    shared: tuple[Callable[[int], Task], CloneConfig, Controller], round_index: int, index: int, curve: OracleCurve
+) -> dict[str, Any]:
+    """A unit: the rollouts of a student on a task."""
+    draw, config, student = shared
+    planned = plan(index, draw(index), config)
+    log_guess, seeds = guesses(planned, config, round_index)
+    return roll_out(student.with_schedule(planned.schedule), planned, curve, log_guess, seeds, config)._asdict()
+
+
+def _make(
+    function: Callable[..., dict[str, Any]],
+    units: Sequence[Unit],
+    paths: Sequence[Path],
+    workers: Workers,
+    progress: Progress | None,
+) -> None:
+    """Do units, and write each result to its file."""
+    for done, (index, piece) in enumerate(workers.each(function, units), start=1):
+        save_tensors(paths[index], piece)
+        if progress is not None:
+            progress(done, len(units))
 
 
 def save_tensors(path: Path, tensors: object) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from metalr.compare.catalog import CLASSIC
 from metalr.reports.text_table import plain
+from metalr.workers import UnitError
 
 try:
     import tyro
@@ -148,6 +149,10 @@ class Compare:
     """cpu or cuda."""
     seed: int = 0
     """Makes the comparison repeatable."""
+    workers: int = 1
+    """Local processes that train; the records are the same however many."""
+    cluster: str | None = None
+    """Address of a Ray cluster that trains instead, or `auto`."""
     folder: Path = Path("runs/compare")
     """Where everything goes."""
 
@@ -158,8 +163,10 @@ class Compare:
         from metalr.compare.settings import Settings
         from metalr.reports import report
         from metalr.tasks.catalog import make_task
+        from metalr.workers import Workers
 
-        _check_device(self.device)
+        if self.cluster is None:
+            _check_device(self.device)
         changes = {} if self.optimizer is None else {"optimizer": self.optimizer}
         settings = Settings(
             contenders=None if self.contenders == ("all",) else self.contenders,
@@ -173,15 +180,19 @@ class Compare:
             seed=self.seed,
         )
         names = _different_names(self.controllers)
-        comparison = compare(
-            [make_task(name, horizon=self.horizon, **changes) for name in self.tasks],
-            self.folder,
-            settings,
-            controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
-            device=self.device,
-            progress=progress_bar() if _interactive() else None,
-        )
+        with Workers(self.workers, self.cluster, gpus=self.device.startswith("cuda")) as workers:
+            comparison = compare(
+                [make_task(name, horizon=self.horizon, **changes) for name in self.tasks],
+                self.folder,
+                settings,
+                controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
+                device=self.device,
+                progress=progress_bar() if _interactive() else None,
+                workers=workers,
+            )
         report.show(comparison)
+        if not workers.here:
+            print(workers.costs)
         print(f"figure: {report.figure(comparison, self.folder / 'curves.png')}")
         print(f"report: {report.html(comparison, self.folder / 'report.html')}")
 
@@ -234,7 +245,7 @@ class Tune:
     horizon: int = 400
     """Optimizer updates in a training run."""
     trials: int = 20
-    """Candidates, one after the other."""
+    """Candidates in all."""
     tuning_seeds: int = 3
     """Runs behind each trial."""
     criterion: Literal["train", "valid"] = "train"
@@ -243,6 +254,12 @@ class Tune:
     """Of the search."""
     device: str = "cpu"
     """cpu or cuda."""
+    at_once: int = 1
+    """Candidates that are proposed together, for several workers; the search learns from all of them at once."""
+    workers: int = 1
+    """Local processes that train."""
+    cluster: str | None = None
+    """Address of a Ray cluster that trains instead, or `auto`."""
 
     def run(self) -> None:
         """Search and print."""
@@ -251,18 +268,23 @@ class Tune:
         from metalr.compare.comparison import progress_bar
         from metalr.compare.selection import Criterion
         from metalr.tasks.catalog import make_task
+        from metalr.workers import Workers
 
-        _check_device(self.device)
-        result = search(
-            make_task(self.task, horizon=self.horizon),
-            get_contender(self.contender),
-            num_trials=self.trials,
-            tuning_seeds=self.tuning_seeds,
-            criterion=Criterion(self.criterion),
-            seed=self.seed,
-            device=self.device,
-            progress=progress_bar() if _interactive() else None,
-        )
+        if self.cluster is None:
+            _check_device(self.device)
+        with Workers(self.workers, self.cluster, gpus=self.device.startswith("cuda")) as workers:
+            result = search(
+                make_task(self.task, horizon=self.horizon),
+                get_contender(self.contender),
+                num_trials=self.trials,
+                tuning_seeds=self.tuning_seeds,
+                criterion=Criterion(self.criterion),
+                seed=self.seed,
+                device=self.device,
+                progress=progress_bar() if _interactive() else None,
+                at_once=self.at_once,
+                workers=workers,
+            )
         best = sorted(result.trials, key=lambda trial: trial.score)[:5]
         rows = [(f"{trial.score:.5g}", f"{trial.base_lr:.4g}", _listed(trial.parameters)) for trial in best]
         print(plain((f"{self.criterion} loss", "base LR", "parameters"), rows))
@@ -368,7 +390,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
     except KeyboardInterrupt:
         raise SystemExit("stopped; the folder holds what was done, and the same command continues it") from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, UnitError) as error:
         raise SystemExit(f"metalr: {error}") from None
 
 

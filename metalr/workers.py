@@ -501,7 +501,7 @@ class _Cluster(_Engine):
 
     def stop(self, futures: Sequence["Future[bytes]"]) -> None:
         for future in futures:
-            self._ray.cancel(future.object_ref, force=True)
+            self._ray.cancel(future.object_ref, force=True)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         if self._connected:
