@@ -20,6 +20,7 @@ import os
 import pickle
 import queue
 import signal
+import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -254,8 +255,16 @@ def _from_ray(reference: Any) -> Any:
     return pickle.loads(ray.get(reference))
 
 
-def _leave_interrupts_to_the_caller() -> None:
+def _follow(caller: int) -> None:
+    """Leave Ctrl-C to the caller, and end with it: a local worker would wait forever for one that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == caller:
+            time.sleep(1.0)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # ---- in the caller
@@ -434,9 +443,8 @@ class _Processes(_Engine):
             from joblib.externals.loky import ProcessPoolExecutor
         except ImportError as error:
             raise ImportError("several workers need the package 'joblib': pip install 'metalr[cluster]'") from error
-        initializer, threads = _leave_interrupts_to_the_caller, {"OMP_NUM_THREADS": "1"}
-        make = partial(ProcessPoolExecutor, max_workers=1, initializer=initializer, env=threads)
-        self._slots = [_Slot(make) for _ in range(count)]
+        start: dict[str, Any] = {"initializer": _follow, "initargs": (os.getpid(),), "env": {"OMP_NUM_THREADS": "1"}}
+        self._slots = [_Slot(partial(ProcessPoolExecutor, max_workers=1, **start)) for _ in range(count)]
         self._folder = TemporaryDirectory(prefix="metalr-")
 
     def size(self) -> int:
