@@ -20,6 +20,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -388,6 +389,20 @@ class _Work:
             self.engine.forget(self.shared.pop(id(value))[1])
 
 
+def _knock(address: str) -> None:
+    """Raise ConnectionError at once where nobody answers; Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://") or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"got cluster {address!r}, where nobody answers ({error}), expected host:port of a running one: start it "
+            "with `ray start --head`, which prints the address"
+        ) from error
+
+
 def _dumps(value: Any) -> bytes:
     """The bytes of a value; functions that are in no importable module are sent whole."""
     import cloudpickle
@@ -486,6 +501,7 @@ class _Cluster(_Engine):
         self._ray = ray
         self._connected = not ray.is_initialized()
         if self._connected:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         # A lost unit is tried again by `_Work`, for both engines alike.
         self._task = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=0)(_do)
