@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metalr.agents.clone_runs import CloneConfig, Episodes
 from metalr.compare.oracle import regret_at
 from metalr.control.recurrent import RecurrentPolicyController
-from metalr.signals.observations import NUM_FEATURES
+from metalr.signals.observations import NUM_FEATURES, visibility
 
 log = logging.getLogger("metalr")
 
@@ -64,8 +64,34 @@ class ClonePolicy(nn.Module):
             config.action,
             config.schedule,
             decisions,
-            spacing=config.spacing,
+            config.visible,
+            config.spacing,
         )
+
+
+def averaged(policies: Sequence[ClonePolicy]) -> ClonePolicy:
+    """The policy whose action is the mean of several policies' actions, all of one hidden size.
+
+    Their memories lie side by side in one recurrent unit, whose weights are zero between members.
+
+    Example:
+        >>> averaged([ClonePolicy(4), ClonePolicy(4, seed=1)]).head.in_features
+        8
+    """
+    weights: dict[str, Tensor] = {}
+    for name in policies[0].state_dict():
+        parts = [policy.state_dict()[name] for policy in policies]
+        if name == "head.weight":
+            weights[name] = torch.cat(parts, 1) / len(parts)
+        elif name == "head.bias":
+            weights[name] = torch.stack(parts).mean(0)
+        else:
+            join = (lambda gates: torch.block_diag(*gates)) if name.startswith("cell.weight_hh") else torch.cat
+            by_gate = zip(*(part.chunk(3) for part in parts), strict=True)
+            weights[name] = torch.cat([join(gates) for gates in by_gate])
+    policy = ClonePolicy(len(policies) * policies[0].head.in_features)
+    policy.load_state_dict(weights)
+    return policy
 
 
 class Batch(NamedTuple):
@@ -161,7 +187,7 @@ def _padded(pieces: Sequence[Episodes]) -> Batch:
 
 
 def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int) -> list[float]:
-    """Train the policy on stored episodes.
+    """Train the policy on stored episodes, with noise on their observations.
 
     Returns:
         The loss of every update.
@@ -169,10 +195,12 @@ def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.peak_lr, weight_decay=1e-3)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.peak_lr, config.steps, cycle_momentum=False)
     generator = torch.Generator().manual_seed(seed)
+    seen = torch.ones(NUM_FEATURES) if config.visible is None else visibility(config.visible, torch.ones(()))
     curve = []
     for step in range(config.steps):
         batch = store.draw(config.batch, generator)
-        loss = imitation_loss(policy(batch.observations), batch, config)
+        noise = config.noise * torch.randn(batch.observations.shape, generator=generator)
+        loss = imitation_loss(policy(seen * (batch.observations + noise)), batch, config)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

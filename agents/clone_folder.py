@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metalr.agents.clone import ClonePolicy, EpisodeStore, fit
+from metalr.agents.clone import ClonePolicy, EpisodeStore, averaged, fit
 from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_oracle, plan, roll_out
 from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
@@ -22,8 +22,8 @@ from metalr.workers import Unit, Workers
 
 log = logging.getLogger("metalr")
 
-# Called with pieces done and pieces in all.
-Progress = Callable[[int, int], None]
+# Called with pieces done, pieces in all and their name.
+Progress = Callable[[int, int, str], None]
 
 
 class CloneFolder:
@@ -35,11 +35,12 @@ class CloneFolder:
         folder: of all files; made if it is missing.
         draw: index -> task.
         config: settings.
+        name: of the students, before their seed.
     """
 
-    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig) -> None:
+    def __init__(self, folder: Path, draw: Callable[[int], Task], config: CloneConfig, name: str = "student") -> None:
         self.folder = folder
-        self.student = folder / f"student-{config.student_seed}"
+        self.student = folder / f"{name}-{config.student_seed}"
         self.draw = draw
         self.config = config
 
@@ -74,45 +75,83 @@ class CloneFolder:
             workers: where they are made.
             progress: called after every piece.
         """
-        paths = [self._oracle_path(index) for index in indices]
+        missing = [index for index in indices if not self._oracle_path(index).exists()]
         shared = self.draw, self.config
-        units = [Unit((index,), shared) for index, path in zip(indices, paths, strict=True) if not path.exists()]
-        _make(make_oracle_piece, units, [path for path in paths if not path.exists()], workers, progress)
+        units = [Unit((index,), shared) for index in missing]
+        for done, (place, piece) in enumerate(workers.each(make_oracle_piece, units), start=1):
+            save_tensors(self._oracle_path(missing[place]), piece)
+            if progress is not None:
+                progress(done, len(units), "oracle curves")
 
     def make_rollouts(
         self, round_index: int, indices: Sequence[int], workers: Workers, progress: Progress | None = None
     ) -> None:
         """Make the rollouts of a round that are missing, by the student before that round; see `make_oracles`."""
-        paths = {index: self._rollout_path(round_index, index) for index in indices}
-        missing = [index for index, path in paths.items() if not path.exists()]
-        if missing:
-            shared = self.draw, self.config, self.policy(round_index - 1).controller(self.config)
-            units = [Unit((round_index, index, self.oracle(index)[0]), shared) for index in missing]
-            _make(make_rollouts, units, [paths[index] for index in missing], workers, progress)
+        missing = [index for index in indices if not self._rollout_path(round_index, index).exists()]
+        if not missing:
+            return
+        shared = self.draw, self.config, self.policy(round_index - 1).controller(self.config)
+        units = [Unit((round_index, index, self.oracle(index)[0]), shared) for index in missing]
+        for done, (place, piece) in enumerate(workers.each(make_rollouts, units), start=1):
+            save_tensors(self._rollout_path(round_index, missing[place]), piece)
+            if progress is not None:
+                progress(done, len(units), f"rollouts of round {round_index}")
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
-        policy = ClonePolicy(self.config.hidden_size, self.config.student_seed)
-        policy.load_state_dict(torch.load(self.student / f"policy-{round_index}.pt", weights_only=True))
-        return policy
+        return averaged([self._member(round_index, member) for member in range(self.config.members)])
 
-    def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
+    def trained(self, round_index: int) -> bool:
+        """Whether the student has been trained in a round."""
+        return all(self._path(round_index, member).exists() for member in range(self.config.members))
+
+    def train(
+        self,
+        round_index: int,
+        indices: Sequence[int],
+        workers: Workers | None = None,
+        progress: Progress | None = None,
+    ) -> ClonePolicy:
         """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
 
         Args:
             round_index: 0 trains on the oracle's episodes alone.
             indices: of the tasks.
+            workers: where pieces that are missing are made; this process if None.
+            progress: called after every such piece.
         """
-        path = self.student / f"policy-{round_index}.pt"
-        if not path.exists():
+        if not self.trained(round_index):
+            workers = workers or Workers()
+            self.make_oracles(indices, workers, progress)
+            for earlier in range(1, round_index + 1):
+                self.make_rollouts(earlier, indices, workers, progress)
             pieces = [self.oracle(index)[1] for index in indices]
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
-            fresh = ClonePolicy(self.config.hidden_size, self.config.student_seed)
-            policy = self.policy(round_index - 1) if round_index else fresh
-            curve = fit(policy, EpisodeStore(pieces), self.config, 1000 * self.config.student_seed + round_index)
-            log.info("round %d: loss %.4f", round_index, sum(curve[-200:]) / len(curve[-200:]))
-            save_tensors(path, policy.state_dict())
+            store = EpisodeStore(pieces)
+            for member in range(self.config.members):
+                self._train_member(round_index, member, store)
         return self.policy(round_index)
+
+    def _train_member(self, round_index: int, member: int, store: EpisodeStore) -> None:
+        path, seed = self._path(round_index, member), self._seed(member)
+        if path.exists():
+            return
+        fresh = ClonePolicy(self.config.hidden_size, seed)
+        policy = self._member(round_index - 1, member) if round_index else fresh
+        curve = fit(policy, store, self.config, 1000 * seed + round_index)
+        log.info("round %d, member %d: loss %.4f", round_index, member, sum(curve[-200:]) / len(curve[-200:]))
+        save_tensors(path, policy.state_dict())
+
+    def _member(self, round_index: int, member: int) -> ClonePolicy:
+        policy = ClonePolicy(self.config.hidden_size)
+        policy.load_state_dict(torch.load(self._path(round_index, member), weights_only=True))
+        return policy
+
+    def _seed(self, member: int) -> int:
+        return self.config.student_seed * self.config.members + member
+
+    def _path(self, round_index: int, member: int) -> Path:
+        return self.student / f"policy-{round_index}-{member}.pt"
 
     def _oracle_path(self, index: int) -> Path:
         return self.folder / "oracle" / f"{index:05d}.pt"
@@ -136,20 +175,6 @@ def make_rollouts(
     planned = plan(index, draw(index), config)
     log_guess, seeds = guesses(planned, config, round_index)
     return roll_out(student.with_schedule(planned.schedule), planned, curve, log_guess, seeds, config)._asdict()
-
-
-def _make(
-    function: Callable[..., dict[str, Any]],
-    units: Sequence[Unit],
-    paths: Sequence[Path],
-    workers: Workers,
-    progress: Progress | None,
-) -> None:
-    """Do units, and write each result to its file."""
-    for done, (index, piece) in enumerate(workers.each(function, units), start=1):
-        save_tensors(paths[index], piece)
-        if progress is not None:
-            progress(done, len(units))
 
 
 def save_tensors(path: Path, tensors: object) -> None:

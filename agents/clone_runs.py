@@ -36,13 +36,16 @@ class CloneConfig:
         rounds: of rollouts.
         hide_loss: share of runs that hide their losses.
         hide_horizon: share of tasks that hide their horizon.
-        hidden_size: of the policy's memory.
-        steps: updates of the policy in each round.
+        visible: features that the policies see; None for all.
+        hidden_size: of a policy's memory.
+        members: policies that are trained on the same episodes; the student is their average.
+        steps: updates of each policy in each round.
         batch: episodes in each update.
         peak_lr: of AdamW under a one-cycle schedule.
         smoothness: weight of the squared change of the log multiplier, beside the regret.
+        noise: standard deviation of the noise on the observations that the policies are trained on.
         seed: of the plans of the tasks.
-        student_seed: of the policy, its batches and its guesses.
+        student_seed: of the policies, their batches and the student's guesses.
     """
 
     action: ActionSpec = field(default_factory=lambda: ActionSpec("recursive", alpha=3.0, low=1e-3, high=1e3))
@@ -55,11 +58,14 @@ class CloneConfig:
     rounds: int = 3
     hide_loss: float = 0.1
     hide_horizon: float = 0.1
+    visible: tuple[str, ...] | None = None
     hidden_size: int = 32
+    members: int = 1
     steps: int = 2000
     batch: int = 512
     peak_lr: float = 5e-3
     smoothness: float = 1e-3
+    noise: float = 0.1
     seed: int = 0
     student_seed: int = 0
 

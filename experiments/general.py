@@ -24,7 +24,6 @@ validation (0.145 for 0.140); polishing by 22 updates at a rate of 2e-3 helped f
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,16 +33,16 @@ from torch import Tensor
 
 from experiments.support import harness, records
 from experiments.support.general_setup import (
-    DECISIONS,
     FACTORS,
     Setup,
     calibrated_lrs,
     effective_curve,
+    regret_rows,
     rivals,
     small_grid,
 )
 from metalr.agents.clone import ClonePolicy, EpisodeStore
-from metalr.agents.clone_runs import CloneConfig, roll_out
+from metalr.agents.clone_runs import CloneConfig
 from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, load_card, to_bytes
 from metalr.control.controller import Controller
@@ -59,16 +58,18 @@ class Args(harness.Spread):
 
     folder: Path = Path("runs/general")
     """Where everything goes."""
-    tasks: int = 600
+    tasks: int = 1200
     """Tasks of the meta-train family."""
-    validation_tasks: int = 40
+    validation_tasks: int = 100
     """Tasks of the meta-validation family."""
-    rounds: int = 3
+    rounds: int = 2
     """Of rollouts, each followed by a training of the policy."""
     hidden_size: int = 48
-    """Width of the policy's memory."""
+    """Width of each policy's memory."""
+    members: int = 3
+    """Policies whose actions are averaged."""
     steps: int = 3000
-    """Updates of the policy in each round."""
+    """Updates of each policy in each round."""
     polish_updates: int = 0
     """Updates from whole-run outcomes after the cloning."""
     student_seed: int = 0
@@ -77,40 +78,43 @@ class Args(harness.Spread):
     """Write the better of clone and polished clone into the package."""
 
     def small(self) -> "Args":
-        few = {"tasks": 4, "validation_tasks": 2, "rounds": 1, "steps": 20, "polish_updates": 1, "hidden_size": 8}
+        few = {
+            "tasks": 4,
+            "validation_tasks": 2,
+            "rounds": 1,
+            "steps": 20,
+            "polish_updates": 1,
+            "hidden_size": 8,
+            "members": 2,
+        }
         return replace(self, folder=Path("runs/general-smoke"), **few)  # type: ignore[arg-type]
 
 
 def setup_of(args: Args) -> Setup:
     """Folders and settings of the training."""
     config = CloneConfig(
-        rounds=args.rounds, hidden_size=args.hidden_size, steps=args.steps, student_seed=args.student_seed
+        rounds=args.rounds,
+        hidden_size=args.hidden_size,
+        members=args.members,
+        steps=args.steps,
+        student_seed=args.student_seed,
     )
     if args.smoke:
         config = replace(config, grid=small_grid(config))
     return Setup(args.folder, config, short=args.smoke)
 
 
-def _every_twentieth(what: str) -> Callable[[int, int], None]:
+def show(done: int, total: int, what: str) -> None:
     """Progress in a line for every twenty pieces."""
-
-    def show(done: int, total: int) -> None:
-        if done % 20 == 0:
-            print(f"{what}: {done} of {total}", flush=True)
-
-    return show
+    if done % 20 == 0:
+        print(f"{what}: {done} of {total}", flush=True)
 
 
 def clone(args: Args, workers: Workers) -> ClonePolicy:
     """All rounds of the cloning."""
     folder = setup_of(args).of("meta-train")
-    folder.make_oracles(range(args.tasks), workers, _every_twentieth("oracle curves"))
-    policy = folder.train(0, range(args.tasks))
-    for round_index in range(1, args.rounds + 1):
-        if not (folder.student / f"policy-{round_index}.pt").exists():
-            show = _every_twentieth(f"rollouts of round {round_index}")
-            folder.make_rollouts(round_index, range(args.tasks), workers, show)
-        policy = folder.train(round_index, range(args.tasks))
+    for round_index in range(args.rounds + 1):
+        policy = folder.train(round_index, range(args.tasks), workers, show)
     return policy
 
 
@@ -125,51 +129,33 @@ def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
     return polish(folder, policy, indices, EpisodeStore(pieces), folder.student / "polish", settings)
 
 
-def validate(args: Args, controllers: dict[str, Controller], workers: Workers) -> list[records.Row]:
-    """A row for each controller, task of the meta-validation family and guess: mean log regret over the seeds."""
-    folder = setup_of(args).of("meta-validation")
-    folder.make_oracles(range(args.validation_tasks), workers, _every_twentieth("validation curves"))
-    grid = folder.config.grid
-    shown = replace(folder.config, hide_loss=0.0)
-    seeds = torch.tensor(grid.seeds).repeat(len(FACTORS))
-    log_guess = torch.tensor(FACTORS, dtype=torch.float64).log().repeat_interleave(len(grid.seeds))
-    rows = []
-    for index in range(args.validation_tasks):
-        planned = folder.plan(index)
-        if not planned.horizon_known:
-            continue
-        planned = replace(planned, decisions=min(DECISIONS, planned.task.horizon // 2))
-        curve, _ = folder.oracle(index)
-        best = curve.log_loss[curve.best_index]
-        for name, controller in controllers.items():
-            episodes = roll_out(controller, planned, curve, log_guess, seeds, shown)
-            regret = (episodes.log_loss.double().view(len(FACTORS), -1) - best).mean(1)
-            diverged = episodes.diverged.view(len(FACTORS), -1).sum(1)
-            for place, factor in enumerate(FACTORS):
-                rows.append(
-                    {
-                        "controller": name,
-                        "task": planned.task.name,
-                        "horizon": planned.task.horizon,
-                        "factor": factor,
-                        "log_regret": regret[place].item(),
-                        "diverged": int(diverged[place]),
-                        "runs": len(grid.seeds),
-                        "seed": args.student_seed,
-                    }
-                )
-    return rows
+def validate(args: Args, learned: dict[str, Controller], workers: Workers) -> list[records.Row]:
+    """The rows of learned controllers and their rivals, and of the learned ones without losses or a horizon."""
+    setup, seed = setup_of(args), args.student_seed
+    for known in (True, False):
+        folder = setup.validation(horizon_known=known)
+        folder.make_oracles(range(args.validation_tasks), workers, show)
+
+    def rows(controllers: dict[str, Controller], **known: bool) -> list[records.Row]:
+        return regret_rows(setup.validation(**known), args.validation_tasks, controllers, seed=seed)
+
+    base = {"base schedule": rivals(setup.config)["base schedule"]}
+    return [
+        *rows({**learned, **rivals(setup.config)}),
+        *rows({f"{name}, no losses": controller for name, controller in learned.items()}, loss_known=False),
+        *rows({f"{name}, no horizon": c for name, c in {**learned, **base}.items()}, horizon_known=False),
+    ]
 
 
 def calibrated_rows(args: Args) -> list[records.Row]:
     """The rows of the calibrated setting: the regret of its LR on the curves of the validation tasks."""
     setup = setup_of(args)
-    validation, lrs = setup.of("meta-validation"), calibrated_lrs(setup, args.tasks)
+    validation, lrs = setup.validation(), calibrated_lrs(setup, args.tasks)
     rows = []
     for index in range(args.validation_tasks):
         planned = validation.plan(index)
         curve = effective_curve(validation, index)
-        if not planned.horizon_known or curve.kind not in lrs:
+        if curve.kind not in lrs:
             continue
         regret = float(curve.at(np.log([lrs[curve.kind]]))[0])
         task = {"task": planned.task.name, "horizon": planned.task.horizon}
@@ -243,7 +229,7 @@ def train_and_validate(args: Args, workers: Workers) -> None:
     """Train, polish and validate; print, write the records, ship."""
     policy = clone(args, workers)
     config = setup_of(args).config
-    controllers: dict[str, Controller] = {"clone": policy.controller(config), **rivals(config)}
+    controllers: dict[str, Controller] = {"clone": policy.controller(config)}
     if args.polish_updates:
         controllers["polished"] = polished(args, policy).controller(config)
     rows = [*validate(args, controllers, workers), *calibrated_rows(args)]

@@ -58,10 +58,8 @@ def draw(index: int) -> Task:
 def clone(folder: Path, workers: Workers) -> dict[str, torch.Tensor]:
     """Train a tiny clone; its weights."""
     files = CloneFolder(folder, draw, CLONE)
-    files.make_oracles(range(4), workers)
-    files.train(0, range(4))
-    files.make_rollouts(1, range(4), workers)
-    return files.train(1, range(4)).state_dict()
+    files.train(0, range(4), workers)
+    return files.train(1, range(4), workers).state_dict()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,13 +1,16 @@
 """The folders and settings of the general controller's training, shared by the experiments about it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from experiments.support import records
 from metalr.agents.clone_folder import CloneFolder
-from metalr.agents.clone_runs import CloneConfig
+from metalr.agents.clone_runs import CloneConfig, roll_out
 from metalr.compare.calibrated import LossCurve, fit
 from metalr.compare.oracle import Grid
 from metalr.control.controller import Controller
@@ -30,16 +33,24 @@ class Setup:
     Attributes:
         folder: of all files.
         config: of the cloning.
+        student: name of the students, before their seed.
         short: tasks of 40 updates, for a smoke run.
     """
 
     folder: Path
     config: CloneConfig
+    student: str = "student"
     short: bool = False
 
     def of(self, split: MetaSplit) -> CloneFolder:
         """The files of a split."""
-        return CloneFolder(self.folder / split, partial(_draw, split, self.short), self.config)
+        return CloneFolder(self.folder / split, partial(_draw, split, self.short), self.config, self.student)
+
+    def validation(self, *, loss_known: bool = True, horizon_known: bool = True) -> CloneFolder:
+        """The files of meta-validation where all runs, or none, have losses, and all tasks, or none, a horizon."""
+        config = replace(self.config, hide_loss=float(not loss_known), hide_horizon=float(not horizon_known))
+        folder = self.folder / ("meta-validation" if horizon_known else "meta-validation-no-horizon")
+        return CloneFolder(folder, partial(_draw, "meta-validation", self.short), config)
 
 
 def small_grid(config: CloneConfig) -> Grid:
@@ -60,6 +71,38 @@ def rivals(config: CloneConfig) -> dict[str, Controller]:
             spacing=config.spacing,
         ),
     }
+
+
+def regret_rows(
+    folder: CloneFolder, tasks: int, controllers: Mapping[str, Controller], **about: object
+) -> list[records.Row]:
+    """A row for each controller, task and guess: the mean log regret over the seeds.
+
+    Args:
+        folder: of meta-validation.
+        tasks: their number.
+        controllers: by name.
+        **about: put into each row.
+    """
+    grid = folder.config.grid
+    seeds = torch.tensor(grid.seeds).repeat(len(FACTORS))
+    log_guess = torch.tensor(FACTORS, dtype=torch.float64).log().repeat_interleave(len(grid.seeds))
+    rows = []
+    for index in range(tasks):
+        planned = folder.plan(index)
+        planned = replace(planned, decisions=min(DECISIONS, planned.task.horizon // 2))
+        curve, _ = folder.oracle(index)
+        best = curve.log_loss[curve.best_index]
+        for name, controller in controllers.items():
+            controller = controller if planned.horizon_known else controller.with_schedule(planned.schedule)
+            episodes = roll_out(controller, planned, curve, log_guess, seeds, folder.config)
+            regret = (episodes.log_loss.double().view(len(FACTORS), -1) - best).mean(1)
+            diverged = episodes.diverged.view(len(FACTORS), -1).sum(1)
+            for place, factor in enumerate(FACTORS):
+                row = {"controller": name, "task": planned.task.name, "horizon": planned.task.horizon, "factor": factor}
+                outcome = {"log_regret": regret[place].item(), "diverged": int(diverged[place])}
+                rows.append({**row, **outcome, "runs": len(grid.seeds), **about})
+    return rows
 
 
 def calibrated_lrs(setup: Setup, tasks: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalr.agents.clone import Batch, ClonePolicy, EpisodeStore, imitation_loss
+from metalr.agents.clone import Batch, ClonePolicy, EpisodeStore, averaged, imitation_loss
 from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig, guesses, plan, roll_out
 from metalr.agents.polish import PolishConfig, polish, run_pairs
@@ -26,6 +26,7 @@ SMALL = CloneConfig(
     steps=30,
     batch=64,
     hidden_size=8,
+    members=2,
 )
 
 
@@ -52,6 +53,13 @@ def test_the_exported_controller_chooses_what_the_policy_chooses() -> None:
     for decision in range(6):
         action, memory = controller.decide(observations[decision, :, None], memory)
         torch.testing.assert_close(action[:, 0], expected[decision], rtol=0.0, atol=1e-5)
+
+
+def test_averaged_policies_choose_the_mean_of_their_actions() -> None:
+    members = [some_policy(seed) for seed in range(3)]
+    observations = torch.randn(6, 4, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([member(observations) for member in members]).mean(0)
+    torch.testing.assert_close(averaged(members)(observations), expected, rtol=0.0, atol=1e-6)
 
 
 def batch_of(regrets: list[float], log_multiplier: float) -> Batch:
