@@ -9,6 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"gymnasium", "stable_baselines3", "sb3_contrib", "higher", "matplotlib", "optuna", "tyro", "rich", "sklearn"}
+HEAVY |= {"joblib", "ray"}
+    "gymnasium",
+    "stable_baselines3",
+    "sb3_contrib",
+    "higher",
+    "matplotlib",
+    "optuna",
+    "tyro",
+    "rich",
+    "sklearn",
+    "ray",
+}
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = (
     *(

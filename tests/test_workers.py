@@ -14,6 +14,8 @@ import torch
 
 from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig
+from metalr.compare.bayesian import search
+from metalr.compare.catalog import get_contender
 from metalr.compare.comparison import compare
 from metalr.compare.oracle import Grid
 from metalr.compare.settings import Settings
@@ -179,6 +181,33 @@ def test_a_clone_is_the_same_on_two_workers(two: Workers, tmp_path: Path) -> Non
         other = tmp_path / "together" / path.relative_to(tmp_path / "alone")
         first, second = (torch.load(p, weights_only=True) for p in (path, other))
         assert str(first) == str(second)
+
+
+def test_a_search_depends_on_what_is_proposed_at_once_and_not_on_who_trains_it(two: Workers) -> None:
+    pytest.importorskip("optuna")
+    task, contender = tasks()[0], get_contender("wsd")
+    alone = search(task, contender, num_trials=5, tuning_seeds=1, at_once=2)
+    together = search(task, contender, num_trials=5, tuning_seeds=1, at_once=2, workers=two)
+    assert together == alone
+    assert len(alone.trials) == 5
+    with pytest.raises(ValueError, match="got 0 trials at once"):
+        search(task, contender, at_once=0)
+
+
+@pytest.mark.slow
+def test_the_command_takes_workers_and_says_what_they_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tyro")
+    from metalr import cli
+
+    arguments = ["compare", "--task", "teacher-student", "--horizon", "20", "--trials", "2", "--tuning-seeds", "1"]
+    arguments += ["--report-seeds", "2", "--contenders", "constant", "cosine", "--factors", "1"]
+    cli.main([*arguments, "--folder", str(tmp_path / "here")])
+    assert "overhead" not in capsys.readouterr().out
+    cli.main([*arguments, "--workers", "2", "--folder", str(tmp_path / "two")])
+    assert "on 2 workers; " in capsys.readouterr().out
+    assert contents(tmp_path / "two") == contents(tmp_path / "here")
+    with pytest.raises(SystemExit, match="metalr: got 0 workers"):
+        cli.main([*arguments, "--workers", "0"])
 
 
 @pytest.mark.slow
