@@ -10,17 +10,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HEAVY = {"gymnasium", "stable_baselines3", "sb3_contrib", "higher", "matplotlib", "optuna", "tyro", "rich", "sklearn"}
 HEAVY |= {"joblib", "ray"}
-    "gymnasium",
-    "stable_baselines3",
-    "sb3_contrib",
-    "higher",
-    "matplotlib",
-    "optuna",
-    "tyro",
-    "rich",
-    "sklearn",
-    "ray",
-}
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = (
     *(
@@ -85,7 +74,8 @@ def room_of(path: Path) -> str:
     first, *rest = path.relative_to(ROOT).parts
     if first != "metalr":
         return first
-    return rest[0] if len(rest) > 1 else {"__init__.py": "metalr", "cli.py": "cli"}.get(rest[0], "roots")
+    files = {"__init__.py": "metalr", "__main__.py": "cli", "cli.py": "cli"}
+    return rest[0] if len(rest) > 1 else files.get(rest[0], "roots")
 
 
 def imported_modules(path: Path) -> set[str]:
