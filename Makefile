@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup test test-slow test-gpu test-integrations lint demo reproduce clean
+.PHONY: help setup test test-slow test-gpu test-integrations lint docs demo reproduce clean
 
 help:
 	@echo "make test               lint, types, the quick tests, the examples of docs and docstrings"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-gpu           the tests that need a CUDA device"
 	@echo "make test-integrations  the tests in the loops of other libraries, which it installs"
 	@echo "make lint               lint and types alone"
+	@echo "make docs               the documentation as a site, in build/docs"
 	@echo "make demo               train a controller, export it, use it and compare it (about two minutes)"
 	@echo "make reproduce          train the shipped controller again from scratch: an hour of one core, resumes when stopped"
 	@echo "make setup              .venv, with all that is needed for development; every target above makes it"
@@ -45,6 +46,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 demo: setup
 	$(BIN)/python -m experiments.demo

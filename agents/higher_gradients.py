@@ -219,7 +219,7 @@ def _import_higher() -> Any:
     try:
         import higher
     except ImportError as error:
-        raise ImportError("backend 'higher' needs the package 'higher': pip install 'metalr[meta]'") from error
+        raise ImportError("backend 'higher' needs the package 'higher': pip install higher") from error
     return higher
 
 

@@ -138,7 +138,7 @@ class LRControlEnv(gymnasium.Env):
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("rendering needs matplotlib: pip install 'metalr[plot]'") from error
+            raise ImportError("rendering needs the package 'matplotlib': pip install matplotlib") from error
         figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         decisions = range(1, len(self._history) + 1)

@@ -16,8 +16,11 @@ import pytest
 pytest.importorskip("setuptools", minversion="77")  # torch brings it
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = (".ci", "agents", "docs", "envs", "experiments", "metalr", "tests")
-FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml")
+FOLDERS = (".ci", ".github", "agents", "docs", "envs", "experiments", "metalr", "tests")
+FILES = (
+    *(".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in"),
+    *("Makefile", "README.md", "constraints.txt", "mkdocs.yml", "pyproject.toml"),
+)
 
 USE = """
 import metalr, metalr.agents.ppo, metalr.envs, torch

@@ -1,67 +1,52 @@
-"""Every Python block of the README runs as it stands there, in order, with the names that its text implies."""
+"""The first loop, the commands and the modules that the README names."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import metalr
+from tests.support.documents import BLOCKS, PAGES
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-NAMES = [next(iter(block.strip().splitlines()))[:60] for block in BLOCKS]
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*distutils Version classes are deprecated:DeprecationWarning")
+CLI = re.findall(r"^(metalr .*?)(?:  +#.*)?$", TEXT, flags=re.MULTILINE)
 
 
-def a_users_names() -> dict:
-    """What a reader has around the first loop: a model, data, an optimizer."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    loader = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(60)]
-    return {
-        "metalr": metalr,
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        "loss_fn": torch.nn.functional.cross_entropy,
-        "loader": loader,
-        "num_updates": len(loader),
-    }
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=NAMES)
-def test_a_block_runs(block, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), a_users_names())
-
-
-def test_the_first_loop_runs_where_every_warning_is_an_error():
+def test_the_first_loop_runs_where_every_warning_is_an_error(tmp_path):
     """In a process of its own: nothing here has imported or silenced anything before."""
-    names = (
-        "import torch, metalr; torch.manual_seed(0)\n"
-        "model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))\n"
-        "loader = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(60)]\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)\n"
-        "loss_fn, num_updates = torch.nn.functional.cross_entropy, len(loader)\n"
-    )
-    command = [sys.executable, "-W", "error", "-c", names + BLOCKS[0]]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{BLOCKS[0].text}"
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
 
 
-def test_every_file_that_it_links_to_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert links
-    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
-    assert not missing
+@pytest.mark.slow
+def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tyro")
+    pytest.importorskip("stable_baselines3")
+    from metalr import cli
+
+    monkeypatch.chdir(tmp_path)
+    assert len(CLI) >= 5
+    for command in CLI:
+        cli.main(shlex.split(command)[1:])
+        assert capsys.readouterr().out
+    assert (tmp_path / "digits.safetensors").is_file()
+    assert (tmp_path / "runs" / "compare" / "report.html").is_file()
 
 
-def test_every_module_that_it_runs_exists():
-    modules = set(re.findall(r"python -m (experiments\.\w+)", TEXT))
-    assert modules
+def test_every_module_that_is_run_exists():
+    modules = {module for page in PAGES for module in re.findall(r"python -m (experiments\.\w+)", page.read_text())}
+    assert len(modules) > 10
     assert all((ROOT / (module.replace(".", "/") + ".py")).is_file() for module in modules)
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"^make ([\w-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE))
+    assert len(named) > 5
+    assert named <= targets

@@ -80,6 +80,12 @@ class Controller(ABC):
     decisions: int
     spacing: Spacing = "even"
 
+    def __repr__(self) -> str:
+        # For controllers with weights, which would fill the screen; the others are dataclasses and have their own.
+        named = {name: getattr(self, name, None) for name in ("action", "schedule", "decisions", "spacing", "visible")}
+        shown = (f"{name}={value!r}" for name, value in named.items() if value is not None)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     @abstractmethod
     def init(self, like: Tensor) -> Any:
         """The state before the first decision, with the shape `(num_runs, num_groups)`, dtype and device of `like`."""

@@ -104,6 +104,9 @@ class TimmScheduler:
         self.scheduler = scheduler
         self.optimizer: Optimizer = scheduler.optimizer
 
+    def __repr__(self) -> str:
+        return f"TimmScheduler({self.scheduler})"
+
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """Step the scheduler after an optimizer update.
 

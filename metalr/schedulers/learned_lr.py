@@ -233,6 +233,15 @@ class LearnedLR(LRScheduler):
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         return self.run.history.latest(self.updates, self.run.state) | {"lr": lrs}
 
+    def __repr__(self) -> str:
+        lrs, multipliers = (
+            ", ".join(f"{float(number):.4g}" for number in row)
+            for row in ([group["lr"] for group in self.optimizer.param_groups], self.run.state.multiplier[0])
+        )
+        of_all = "" if self.horizon is None else f" of {self.horizon}"
+        place = "not begun" if self.last_epoch < 0 else f"after {self.updates}{of_all} updates"
+        return f"LearnedLR({place}, lr {lrs}, lr_multiplier {multipliers}, {self.controller})"
+
     # Called by torch's own classes
 
     def get_lr(self) -> list[float | Tensor]:

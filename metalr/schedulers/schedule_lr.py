@@ -101,6 +101,10 @@ class ScheduleLR(LRScheduler):
                 self._refuse_zeros()
         super().step(epoch)
 
+    def __repr__(self) -> str:
+        lrs = ", ".join(f"{float(group['lr']):.4g}" for group in self.optimizer.param_groups)
+        return f"ScheduleLR(after {self.last_epoch} of {self.horizon} calls of step, lr {lrs}, {self.schedule})"
+
     def get_lr(self) -> list[float | Tensor]:
         """The LRs of the coming update; called by `step`."""
         groups = self.optimizer.param_groups

@@ -76,7 +76,7 @@ class Warmup(Schedule):
 class Sequence(Schedule):
     """Schedules in sequence, each with its own progress from 0 to 1 over its part of the run.
 
-    Equation: multiplier = schedules[i]((progress - left) / (right - left)), where i is the number of
+    Equation: multiplier = `schedules[i]((progress - left) / (right - left))`, where i is the number of
     milestones <= progress, and left and right are the ends of part i (0 and 1 at the ends of the run).
     Units: milestones are fractions of the run, one fewer than schedules.
     After progress 1: as the last schedule after its own progress 1.

@@ -33,7 +33,7 @@ def _split(inputs: Tensor, targets: Tensor, valid: int, test: int, seed: int = 0
 
 
 def _missing(package: str) -> ImportError:
-    return ImportError(f"this dataset needs the package {package!r}: pip install 'metalr[data]'")
+    return ImportError(f"this dataset needs the package {package!r}: pip install {package}")
 
 
 @lru_cache
