@@ -22,6 +22,7 @@ from metalr.files import write_whole
 from metalr.progress import Progress
 from metalr.records import open_run, read_config, versions
 from metalr.tasks.task import Task
+from metalr.workers import Workers
 
 # A curve of fewer plans would leave the policy with too few seeds, and a share of hidden horizons with all or none.
 _LEAST_PLANS = 8
@@ -76,6 +77,7 @@ def train_clone(
     folder: str | Path,
     *,
     config: CloneConfig | None = None,
+    workers: Workers | None = None,
     progress: Progress | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -88,6 +90,7 @@ def train_clone(
         tasks: of any shapes and horizons.
         folder: a new run folder, or with `resume` one that an interrupted run left.
         config: settings; by default those of `CloneSettings`.
+        workers: where curves and rollouts are made; this process if None.
         progress: called with how much is done, how much there is in all, and what it is.
         resume: continue with what is there; it ends as a training that was not interrupted.
         options: kept in `config.json` for whoever resumes the folder without this call at hand.
@@ -107,7 +110,7 @@ def train_clone(
         if resume and (folder / CONTROLLER).is_file():  # written when training is done: nothing is left to do
             return cast(RecurrentPolicyController, load_controller(folder / CONTROLLER))
         files = clone_files(tasks, folder, config)
-        _train(files, progress)
+        _train(files, workers, progress)
         controller, facts = export_clone(files)
         write_whole(folder / CONTROLLER, to_bytes(controller, facts))
         return controller
@@ -144,24 +147,12 @@ def export_clone(files: CloneFolder) -> tuple[RecurrentPolicyController, dict[st
     }
 
 
-def _train(files: CloneFolder, progress: Progress | None) -> None:
+def _train(files: CloneFolder, workers: Workers | None, progress: Progress | None) -> None:
     """All rounds, and a last one of rollouts that says how good the last student is."""
-    show = progress or (lambda done, total, what: None)
     indices = _indices(len(read_config(files.folder, "training")["tasks"]))
-    for done, index in enumerate(indices):
-        show(done, len(indices), "oracle curves")
-        files.oracle(index)
-    show(len(indices), len(indices), "oracle curves")
-    files.train(0, indices, progress)
-    for round_index in range(1, files.config.rounds + 2):
-        student = files.policy(round_index - 1).controller(files.config)
-        what = f"round {round_index}: tasks rolled out" if round_index <= files.config.rounds else "tasks judged"
-        for done, index in enumerate(indices):
-            show(done, len(indices), what)
-            files.rollouts(round_index, index, student)
-        show(len(indices), len(indices), what)
-        if round_index <= files.config.rounds:
-            files.train(round_index, indices, progress)
+    for round_index in range(files.config.rounds + 1):
+        files.train(round_index, indices, workers, progress)
+    files.make_rollouts(files.config.rounds + 1, indices, workers or Workers(), progress)
 
 
 def _indices(num_tasks: int) -> range:

@@ -42,7 +42,7 @@ _ADAMW_LR = 3e-3
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     tasks: tuple[str, ...] = ("mnist1d-mlp", "digits-mlp", "teacher-student")
@@ -124,7 +124,8 @@ def _untuned(comparison: Comparison, task: str, criterion: Criterion) -> dict[st
 
 def main(args: Args) -> None:
     """Compare, publish the records, print."""
-    comparison = compare(tasks_of(args), args.folder, settings_of(args), progress=ProgressLines())
+    with args.start_workers() as workers:
+        comparison = compare(tasks_of(args), args.folder, settings_of(args), progress=ProgressLines(), workers=workers)
     rows = rows_of(comparison)
     records.write(NAME, rows, device="cpu", smoke=args.smoke)
     for task in comparison.tasks:

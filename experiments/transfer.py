@@ -48,7 +48,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     controllers: tuple[str, ...] = ("general",)
@@ -82,7 +82,10 @@ def compare_all(args: Args) -> Comparison:
     )
     controllers = {Path(source).stem: load_controller(source) for source in args.controllers}
     folder = Path("runs") / f"{args.name}{'-smoke' if args.smoke else ''}"
-    return compare(tasks_of(args), folder, settings, controllers=controllers, progress=ProgressLines())
+    with args.start_workers() as workers:
+        return compare(
+            tasks_of(args), folder, settings, controllers=controllers, progress=ProgressLines(), workers=workers
+        )
 
 
 def rows_of(comparison: Comparison) -> list[dict[str, Any]]:

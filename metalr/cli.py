@@ -18,6 +18,7 @@ from metalr.progress import ProgressLines
 from metalr.reports.tables import interval
 from metalr.reports.text_table import Cell, Grid, as_text, listing, screen_width, wrap
 from metalr.tasks.task import Task
+from metalr.workers import UnitError
 
 try:
     import tyro
@@ -193,6 +194,10 @@ class Compare:
     """cpu or cuda."""
     seed: int = 0
     """Makes the comparison repeatable."""
+    workers: int = 1
+    """Local processes that train; the records are the same however many."""
+    cluster: str | None = None
+    """Address of a Ray cluster that trains instead, or `auto`."""
     folder: Path = Path("runs/compare")
     """Where everything goes."""
 
@@ -203,8 +208,10 @@ class Compare:
         from metalr.compare.settings import Settings
         from metalr.reports import report
         from metalr.tasks.catalog import named_task
+        from metalr.workers import Workers
 
-        _check_device(self.device)
+        if self.cluster is None:
+            _check_device(self.device)
         settings = Settings(
             contenders=None if self.contenders == ("all",) else self.contenders,
             trials=self.trials,
@@ -217,15 +224,19 @@ class Compare:
             seed=self.seed,
         )
         names = _different_names(self.controllers)
-        comparison = compare(
-            [named_task(name, self.horizon, 400, optimizer=self.optimizer) for name in self.tasks],
-            self.folder,
-            settings,
-            controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
-            device=self.device,
-            progress=ProgressLines(),
-        )
+        with Workers(self.workers, self.cluster, gpus=self.device.startswith("cuda")) as workers:
+            comparison = compare(
+                [named_task(name, self.horizon, 400, optimizer=self.optimizer) for name in self.tasks],
+                self.folder,
+                settings,
+                controllers={name: load_controller(_file_or_name(path)) for name, path in names.items()},
+                device=self.device,
+                progress=ProgressLines(),
+                workers=workers,
+            )
         report.show(comparison)
+        if not workers.here:
+            print(workers.costs)
         print(f"figure: {report.figure(comparison, self.folder / 'curves.png')}")
         print(f"report: {report.html(comparison, self.folder / 'report.html')}")
 
@@ -318,7 +329,7 @@ class Tune:
     horizon: int | None = None
     """Optimizer updates in a training run: 400, or your own task's, by default."""
     trials: int = 20
-    """Candidates, one after the other."""
+    """Candidates in all."""
     tuning_seeds: int = 3
     """Runs behind each trial."""
     criterion: Literal["train", "valid"] = "train"
@@ -327,6 +338,12 @@ class Tune:
     """Of the search."""
     device: str = "cpu"
     """cpu or cuda."""
+    at_once: int = 1
+    """Candidates that are proposed together, for several workers; the search learns from all of them at once."""
+    workers: int = 1
+    """Local processes that train."""
+    cluster: str | None = None
+    """Address of a Ray cluster that trains instead, or `auto`."""
 
     def run(self) -> None:
         """Search and print."""
@@ -334,18 +351,23 @@ class Tune:
         from metalr.compare.catalog import get_contender
         from metalr.compare.selection import Criterion
         from metalr.tasks.catalog import named_task
+        from metalr.workers import Workers
 
-        _check_device(self.device)
-        result = search(
-            named_task(self.task, self.horizon, 400),
-            get_contender(self.contender),
-            num_trials=self.trials,
-            tuning_seeds=self.tuning_seeds,
-            criterion=Criterion(self.criterion),
-            seed=self.seed,
-            device=self.device,
-            progress=ProgressLines(),
-        )
+        if self.cluster is None:
+            _check_device(self.device)
+        with Workers(self.workers, self.cluster, gpus=self.device.startswith("cuda")) as workers:
+            result = search(
+                named_task(self.task, self.horizon, 400),
+                get_contender(self.contender),
+                num_trials=self.trials,
+                tuning_seeds=self.tuning_seeds,
+                criterion=Criterion(self.criterion),
+                seed=self.seed,
+                device=self.device,
+                progress=ProgressLines(),
+                at_once=self.at_once,
+                workers=workers,
+            )
         best = sorted(result.trials, key=lambda trial: trial.score)[:5]
         rows = [(f"{trial.score:.5g}", f"{trial.base_lr:.4g}", _listed(trial.parameters)) for trial in best]
         print(listing([(f"{self.criterion} loss", "base LR", "parameters"), *rows], screen_width()))
@@ -478,7 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
     except KeyboardInterrupt:
         raise SystemExit("stopped; the folder holds what was done, and the same command continues it") from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, UnitError) as error:
         raise SystemExit(f"metalr: {error}") from None
 
 

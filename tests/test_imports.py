@@ -18,7 +18,7 @@ HEAVY = {
     "tyro",
     "rich",
     "sklearn",
-} | {*("transformers", "lightning", "tensorboard")}
+} | {*("transformers", "lightning", "tensorboard", "joblib", "ray")}
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = (
     *(
