@@ -70,6 +70,7 @@ def choose_action(outputs: Tensor, action: ActionSpec) -> Tensor:
     """The action in [-1, 1] that the outputs `(…, num_outputs)` of a network mean: a mean, or the level of most value.
 
     Example:
+        >>> from metalr.control.actions import ActionSpec
         >>> choose_action(torch.tensor([0.1, 0.7, 0.3]), ActionSpec(levels=3)).item()
         0.0
     """
