@@ -61,7 +61,7 @@ class Args(harness.Spread):
     """Where everything goes."""
     tasks: int = 1200
     """Tasks of the meta-train family."""
-    validation_tasks: int = 100
+    validation_tasks: int = 60
     """Tasks of the meta-validation family."""
     rounds: int = 2
     """Of rollouts, each followed by a training of the policy."""
