@@ -114,7 +114,7 @@ def train_batch(
         A record for each run, and a curve for each run (or none).
     """
     first, parameters = contenders[batch[0].contender], dict(batch[0].parameters)
-    optimizer = first.optimizer(parameters, task.optimizer)
+    optimizer = first.optimizer(parameters, task.optimizer, task.horizon)
     runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
     starts = first.controller(parameters, task.horizon).decision_steps(task.horizon)

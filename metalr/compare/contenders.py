@@ -17,13 +17,16 @@ from metalr.control.controller import Controller
 from metalr.control.reference import RandomController, ScheduleController
 from metalr.control.rules import ReactiveRule
 from metalr.optimizers.classic import ExpectedSGD, InnerOptimizer
-from metalr.schedules import Constant, Cosine, Schedule
+from metalr.optimizers.wrappers import CycledMomentum
+from metalr.schedules import Constant, Cosine, Cyclic, OneCycle, Schedule
 from metalr.tasks.task import Task
 
 Parameters = Mapping[str, Any]
 
 # A contender that is not bound to a number of decisions has this many, or one for every two inner steps of a short run.
 DECISIONS = 40
+# Schedules with a momentum.
+_CYCLING = (OneCycle, Cyclic)
 
 
 class Kind(StrEnum):
@@ -72,7 +75,7 @@ class Contender(ABC):
             ValueError: a parameter is unknown, or has a value that is refused.
         """
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
+    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
         """The inner optimizer of its runs: the task's, `inner`, unless it replaces or wraps that."""
         return inner
 
@@ -91,7 +94,7 @@ class Contender(ABC):
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         """Runs of equal keys can share a batch: they have one inner optimizer and decide at the same steps."""
         controller = self.controller(parameters, task.horizon)
-        return self.optimizer(parameters, task.optimizer), controller.decisions, controller.spacing
+        return self.optimizer(parameters, task.optimizer, task.horizon), controller.decisions, controller.spacing
 
     def describe(self) -> dict[str, Any]:
         """Everything that its records depend on, JSON-able, as far as it can be written."""
@@ -119,7 +122,7 @@ class Contender(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleContender(Contender):
-    """An open-loop schedule.
+    """An open-loop schedule; one that moves the momentum too does so where the task's optimizer has momentum.
 
     Attributes:
         factory: `(**parameters) -> Schedule`.
@@ -140,11 +143,18 @@ class ScheduleContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(self.schedule(parameters), _decisions(horizon))
 
+    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
+        schedule = self.schedule(parameters)
+        if not inner.has_momentum or not isinstance(schedule, _CYCLING):
+            return inner
+        return CycledMomentum(inner=inner, schedule=schedule, horizon=horizon)
+
     def describe(self) -> dict[str, Any]:
+        cycles = {"cycle_momentum": True} if isinstance(self.schedule({}), _CYCLING) else {}
         try:
-            return {**super().describe(), "defaults": self.controller({}, horizon=100).config()}
+            return {**super().describe(), **cycles, "defaults": self.controller({}, horizon=100).config()}
         except ValueError:  # a user's function has no name that a file could hold
-            return {**super().describe(), "defaults": "a Python function"}
+            return {**super().describe(), **cycles, "defaults": "a Python function"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +189,7 @@ class WrapperContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Constant(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
+    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
         return self.factory(inner=inner, **self._completed(parameters))
 
     def fits(self, task: Task) -> bool:
@@ -231,7 +241,7 @@ class TargetContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Cosine(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
+    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
         return replace(self.replacement, clip_norm=inner.clip_norm)
 
     def base_lr(self, task: Task) -> float:
