@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from metalr.compare.ablations import RandomOfSeeds
 from metalr.compare.fingerprints import describe_controller
 from metalr.compare.search import Space
+from metalr.compare.staged_search import StagedSearch
 from metalr.control.controller import Controller
 from metalr.control.reference import RandomController, ScheduleController
 from metalr.control.rules import ReactiveRule
@@ -34,6 +35,7 @@ class Kind(StrEnum):
 
     SCHEDULE = "schedule"
     RULE = "rule"
+    STAGED = "staged search"
     WRAPPER = "optimizer"
     EXTERNAL = "outside"
     TARGET = "target"
@@ -78,6 +80,10 @@ class Contender(ABC):
     def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
         """The inner optimizer of its runs: the task's, `inner`, unless it replaces or wraps that."""
         return inner
+
+    def search(self, parameters: Parameters) -> StagedSearch | None:
+        """The search that trains its runs in place of its controller; None for everyone else."""
+        return None
 
     def controller_of_runs(self, parameters: Parameters, horizon: int, seeds: Sequence[int]) -> Controller:
         """The controller of some runs with these seeds, which only a random one reads."""
@@ -173,6 +179,22 @@ class RuleContender(Contender):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "defaults": self.controller({}, horizon=100).config()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedContender(Contender):
+    """A search for the LR within the run, whose probes are charged; see `metalr.compare.staged_search`."""
+
+    kind = Kind.STAGED
+
+    def controller(self, parameters: Parameters, horizon: int) -> Controller:
+        return ScheduleController(Constant(), _decisions(horizon))
+
+    def search(self, parameters: Parameters) -> StagedSearch:
+        return StagedSearch(**self._completed(parameters))
+
+    def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
+        return self.search(parameters), task.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

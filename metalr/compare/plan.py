@@ -133,7 +133,8 @@ class Plan:
             runs = BatchedRuns(task, len(seeds), dtype=getattr(torch, self.settings.dtype), device=device)
             base_lr = torch.full((len(seeds),), task.base_lr, dtype=torch.float64)
             episode = run_episode(contender.learned, runs, seeds, base_lr, splits=())
-            replay = mean_replay(contender.learned, episode.multipliers)
+            over_base = contender.learned.base(task.base_lr) / task.base_lr
+            replay = mean_replay(contender.learned, episode.multipliers * over_base)
             self.replays[task.name].append(Ablation(name=f"{contender.name}: replay", variant=replay))
 
     def add_calibrated(self, records: Sequence[RunRecord]) -> None:

@@ -30,6 +30,7 @@ def controllers() -> dict[str, Controller]:
         "policy": random_policy(),
         "policy-levels": random_policy(ActionSpec(alpha=1.0, levels=7)),
         "policy-drifting": random_policy(ActionSpec("recursive", alpha=1.0)),
+        "policy-absolute": random_policy(ActionSpec("absolute", alpha=1.0, reference=0.02)),
         "recurrent": recurrent_policy(),
         "replay": ReplayController((1.0, 2.0, 0.5, 0.1, 0.3), Cosine(floor=0.1)),
     }
