@@ -378,7 +378,9 @@ class LearnedLR(LRScheduler):
     def _lrs(self) -> list[float]:
         factor = self._ahead.factor(self._clock.updates, self._clock.horizon)
         multipliers = self.run.multipliers(len(self.base_lrs))
-        bases = [self.controller.base(float(base)) for base in self.base_lrs]
+        controlled = len(self.base_lrs) if self.run.meter.num_groups == 1 else self.run.meter.num_groups
+        bases = [float(base) for base in self.base_lrs]
+        bases[:controlled] = [self.controller.base(base) for base in bases[:controlled]]
         return [lr_in_force(base, factor, m) for base, m in zip(bases, multipliers, strict=True)]
 
     def _write_lrs(self) -> None:

@@ -56,6 +56,11 @@ def build(name: str, optimizer: torch.optim.Optimizer, horizon: int = HORIZON, *
     return LearnedLR(optimizer, controller, horizon, decisions=min(controller.decisions, horizon // 2), **options)
 
 
+def base_in_force(scheduler: LRScheduler, lr: float) -> float:
+    """What the multiplier multiplies in a group with this LR."""
+    return scheduler.controller.base(lr) if isinstance(scheduler, LearnedLR) else lr
+
+
 class Training:
     """A small network with two parameter groups, the first with a float LR and the second with a tensor LR."""
 
