@@ -10,7 +10,7 @@ the curve is of final losses.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ def averaged(policies: Sequence[ClonePolicy]) -> ClonePolicy:
     Their memories lie side by side in one recurrent unit, whose weights are zero between members.
 
     Example:
+        >>> from metalr.agents.clone import ClonePolicy
         >>> averaged([ClonePolicy(4), ClonePolicy(4, seed=1)]).head.in_features
         8
     """
@@ -187,8 +188,21 @@ def _padded(pieces: Sequence[Episodes]) -> Batch:
     )
 
 
-def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int) -> list[float]:
+def fit(
+    policy: ClonePolicy,
+    store: EpisodeStore,
+    config: CloneConfig,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[float]:
     """Train the policy on stored episodes, with noise on their observations.
+
+    Args:
+        policy: trained in place.
+        store: of the episodes.
+        config: settings.
+        seed: of the batches.
+        progress: called after every update with updates done and updates in all.
 
     Returns:
         The loss of every update.
@@ -208,6 +222,8 @@ def fit(policy: ClonePolicy, store: EpisodeStore, config: CloneConfig, seed: int
         optimizer.step()
         scheduler.step()
         curve.append(loss.item())
+        if progress is not None:
+            progress(step + 1, config.steps)
         if (step + 1) % 200 == 0:
             log.info("update %d of %d: loss %.4f", step + 1, config.steps, sum(curve[-200:]) / 200)
     return curve

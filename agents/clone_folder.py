@@ -1,13 +1,15 @@
 """The files of a cloning: oracle curves, rollouts and students.
 
-Each piece is written whole, and what is there is not made again: a training that was cut off continues where it was,
-and several processes can share the work.
+Each piece is written whole, and what is there is not made again: a training that was cut off continues where it was.
+Workers make the pieces, on other machines too; this process writes them.
 """
 
 import io
 import logging
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +18,9 @@ from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_
 from metalr.compare.oracle import OracleCurve
 from metalr.control.controller import Controller
 from metalr.files import write_whole
+from metalr.progress import Progress
 from metalr.tasks.task import Task
+from metalr.workers import Unit, Workers
 
 log = logging.getLogger("metalr")
 
@@ -45,32 +49,60 @@ class CloneFolder:
 
     def oracle(self, index: int) -> tuple[OracleCurve, Episodes]:
         """The oracle curve of a task, and its episodes."""
-
-        def make() -> dict:
-            curve, episodes = make_oracle(self.plan(index), self.config)
-            return {"curve": vars(curve), "episodes": episodes._asdict()}
-
-        saved = cached(self.folder / "oracle" / f"{index:05d}.pt", make)
+        saved = cached(self._oracle_path(index), lambda: make_oracle_piece((self.draw, self.config), index))
         return OracleCurve(**saved["curve"]), Episodes(**saved["episodes"])
 
-    def rollouts(self, round_index: int, index: int, controller: Controller | None = None) -> Episodes:
-        """The episodes of a task in a round of rollouts.
+    def rollouts(self, round_index: int, index: int) -> Episodes:
+        """The episodes of a task in a round of rollouts, by the student before that round.
 
         Args:
             round_index: from 1.
             index: of the task.
-            controller: the student before this round; None reads its file.
         """
 
         def make() -> dict:
-            student = controller or self.policy(round_index - 1).controller(self.config)
-            planned = self.plan(index)
-            curve, _ = self.oracle(index)
-            log_guess, seeds = guesses(planned, self.config, round_index)
-            student = student.with_schedule(planned.schedule)
-            return roll_out(student, planned, curve, log_guess, seeds, self.config)._asdict()
+            student = self.policy(round_index - 1).controller(self.config)
+            return make_rollouts((self.draw, self.config, student), round_index, index, self.oracle(index)[0])
 
-        return Episodes(**cached(self.student / f"round-{round_index}" / f"{index:05d}.pt", make))
+        return Episodes(**cached(self.rollouts_path(round_index, index), make))
+
+    def rollouts_path(self, round_index: int, index: int) -> Path:
+        """Where the episodes of a task in a round of rollouts are kept."""
+        return self.student / f"round-{round_index}" / f"{index:05d}.pt"
+
+    def rounds_trained(self) -> int:
+        """How many trainings the student has behind it: the first is round 0."""
+        return next(index for index in count() if not self.trained(index))
+
+    def make_oracles(self, indices: Sequence[int], workers: Workers, progress: Progress | None = None) -> None:
+        """Make the oracle curves that are missing.
+
+        Args:
+            indices: of the tasks.
+            workers: where they are made.
+            progress: called after every piece.
+        """
+        missing = [index for index in indices if not self._oracle_path(index).exists()]
+        shared = self.draw, self.config
+        units = [Unit((index,), shared) for index in missing]
+        for done, (place, piece) in enumerate(workers.each(make_oracle_piece, units), start=1):
+            save_tensors(self._oracle_path(missing[place]), piece)
+            if progress is not None:
+                progress(done, len(units), "oracle curves")
+
+    def make_rollouts(
+        self, round_index: int, indices: Sequence[int], workers: Workers, progress: Progress | None = None
+    ) -> None:
+        """Make the rollouts of a round that are missing, by the student before that round; see `make_oracles`."""
+        missing = [index for index in indices if not self.rollouts_path(round_index, index).exists()]
+        if not missing:
+            return
+        shared = self.draw, self.config, self.policy(round_index - 1).controller(self.config)
+        units = [Unit((round_index, index, self.oracle(index)[0]), shared) for index in missing]
+        for done, (place, piece) in enumerate(workers.each(make_rollouts, units), start=1):
+            save_tensors(self.rollouts_path(round_index, missing[place]), piece)
+            if progress is not None:
+                progress(done, len(units), f"rollouts of round {round_index}")
 
     def policy(self, round_index: int) -> ClonePolicy:
         """The student after a round, which must have been trained."""
@@ -80,28 +112,47 @@ class CloneFolder:
         """Whether the student has been trained in a round."""
         return all(self._path(round_index, member).exists() for member in range(self.config.members))
 
-    def train(self, round_index: int, indices: Sequence[int]) -> ClonePolicy:
+    def train(
+        self,
+        round_index: int,
+        indices: Sequence[int],
+        workers: Workers | None = None,
+        progress: Progress | None = None,
+    ) -> ClonePolicy:
         """Train the student on the oracle's episodes and all rounds of rollouts so far; continue from the last one.
 
         Args:
             round_index: 0 trains on the oracle's episodes alone.
             indices: of the tasks.
+            workers: where pieces that are missing are made; this process if None.
+            progress: called after every such piece, and after every update of a policy.
         """
         if not self.trained(round_index):
+            workers = workers or Workers()
+            self.make_oracles(indices, workers, progress)
+            for earlier in range(1, round_index + 1):
+                self.make_rollouts(earlier, indices, workers, progress)
             pieces = [self.oracle(index)[1] for index in indices]
             pieces += [self.rollouts(r, index) for r in range(1, round_index + 1) for index in indices]
             store = EpisodeStore(pieces)
             for member in range(self.config.members):
-                self._train_member(round_index, member, store)
+                self._train_member(round_index, member, store, progress)
         return self.policy(round_index)
 
-    def _train_member(self, round_index: int, member: int, store: EpisodeStore) -> None:
+    def _train_member(self, round_index: int, member: int, store: EpisodeStore, progress: Progress | None) -> None:
         path, seed = self._path(round_index, member), self._seed(member)
         if path.exists():
             return
         fresh = ClonePolicy(self.config.hidden_size, seed)
         policy = self._member(round_index - 1, member) if round_index else fresh
-        curve = fit(policy, store, self.config, 1000 * seed + round_index)
+        before = member * self.config.steps
+
+        def show(done: int, total: int) -> None:
+            if progress is not None:
+                what = f"round {round_index}: updates of the policy"
+                progress(before + done, total * self.config.members, what)
+
+        curve = fit(policy, store, self.config, 1000 * seed + round_index, show)
         log.info("round %d, member %d: loss %.4f", round_index, member, sum(curve[-200:]) / len(curve[-200:]))
         save_tensors(path, policy.state_dict())
 
@@ -115,6 +166,26 @@ class CloneFolder:
 
     def _path(self, round_index: int, member: int) -> Path:
         return self.student / f"policy-{round_index}-{member}.pt"
+
+    def _oracle_path(self, index: int) -> Path:
+        return self.folder / "oracle" / f"{index:05d}.pt"
+
+
+def make_oracle_piece(shared: tuple[Callable[[int], Task], CloneConfig], index: int) -> dict[str, Any]:
+    """A unit: the oracle curve of a task, and its episodes."""
+    draw, config = shared
+    curve, episodes = make_oracle(plan(index, draw(index), config), config.of_task(index))
+    return {"curve": vars(curve), "episodes": episodes._asdict()}
+
+
+def make_rollouts(
+    shared: tuple[Callable[[int], Task], CloneConfig, Controller], round_index: int, index: int, curve: OracleCurve
+) -> dict[str, Any]:
+    """A unit: the rollouts of a student on a task."""
+    draw, config, student = shared
+    planned, config = plan(index, draw(index), config), config.of_task(index)
+    log_guess, seeds = guesses(planned, config, round_index)
+    return roll_out(student.with_schedule(planned.schedule), planned, curve, log_guess, seeds, config)._asdict()
 
 
 def save_tensors(path: Path, tensors: object) -> None:

@@ -1,7 +1,7 @@
 """The runs that a clone learns from: those behind an oracle curve, and its own, judged by that curve."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ class CloneConfig:
         spacing: of the decisions.
         guess: factors of the best LR between which the base LRs of rollouts are drawn; see `spread_guesses`.
         grid: of the oracle curves.
+        own_seeds: each task has as many seeds of its own; without it all tasks have those of the grid.
         runs_per_task: in each round of rollouts.
         rounds: of rollouts.
         hide_loss: share of runs that hide their losses.
@@ -54,6 +55,7 @@ class CloneConfig:
     spacing: Spacing = "doubling"
     guess: tuple[float, float] = (0.01, 100.0)
     grid: Grid = field(default_factory=Grid)
+    own_seeds: bool = False
     runs_per_task: int = 32
     rounds: int = 3
     hide_loss: float = 0.1
@@ -68,6 +70,14 @@ class CloneConfig:
     noise: float = 0.1
     seed: int = 0
     student_seed: int = 0
+
+    def of_task(self, index: int) -> "CloneConfig":
+        """The settings for one task: with its own seeds, if each has them."""
+        if not self.own_seeds:
+            return self
+        count = len(self.grid.seeds)
+        seeds = tuple(seed + index * count for seed in range(count))
+        return replace(self, grid=replace(self.grid, seeds=seeds))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from metalr.agents.sb3_training import Budget, Learner, falling, train_agent
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
+from metalr.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,29 @@ class DQNSettings:
     """
 
     learning_rate: float = 2e-3
+    """Of the network's own optimizer, Adam, at the start."""
     final_learning_rate: float = 1e-5
+    """What it falls to, linearly over training."""
     buffer_size: int = 100_000
+    """Decisions that the replay buffer holds."""
     batch_size: int = 256
+    """Decisions in an update of the network."""
     gradient_steps: int = 16
+    """Updates of the network after every decision of all environments."""
     warmup_episodes: int = 2
+    """Episodes of every environment before the first update."""
     target_update_interval: int = 20
+    """Decisions of all environments between two copies to the target network."""
     exploration_fraction: float = 0.4
+    """Share of the training over which random actions become rare."""
     exploration_final_eps: float = 0.02
+    """Share of random actions after that."""
     n_steps: int = 1
+    """Rewards that a target sums up before it trusts the network."""
     gamma: float = 1.0
+    """Discount per decision; 1 for none."""
     width: int = 64
+    """Of the network's two hidden layers."""
 
 
 def build_dqn(transition: Transition, settings: DQNSettings, seed: int, tensorboard: Path | None = None) -> DQN:
@@ -73,7 +86,7 @@ def train_dqn(
     settings: DQNSettings | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress | None = None,
     tensorboard: bool = False,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,

@@ -13,6 +13,7 @@ from metalr.agents.sb3_training import Budget, Learner, falling, train_agent
 from metalr.agents.sb3_vec_env import LRControlVecEnv
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
+from metalr.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,29 @@ class PPOSettings:
     """
 
     learning_rate: float = 2e-3
+    """Of the policy's own optimizer, Adam, at the start."""
     final_learning_rate: float = 2e-4
+    """What it falls to, linearly over training."""
     n_epochs: int = 8
+    """Passes over each rollout."""
     minibatches: int = 4
+    """Into which a rollout, one episode of every environment, is cut."""
     gamma: float = 1.0
+    """Discount per decision; 1 for none."""
     gae_lambda: float = 0.98
+    """Memory of the advantage estimate: less is less noisy and more biased."""
     clip_range: float = 0.2
+    """Largest change of an action's probability ratio that is rewarded."""
     ent_coef: float = 0.0
+    """Weight of the policy's entropy in its loss."""
     log_std_init: float = -1.5
+    """Logarithm of the exploration's standard deviation at the start."""
     final_log_std: float | None = None
+    """What it falls to, linearly over training; without it PPO learns it."""
     width: int = 64
+    """Of the policy's two hidden layers."""
     target_kl: float | None = None
+    """Ends the passes over a rollout once the policy has moved this far; without it never."""
 
 
 class ExplorationCallback(BaseCallback):
@@ -96,7 +109,7 @@ def train_ppo(
     settings: PPOSettings | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: Progress | None = None,
     tensorboard: bool = False,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -109,7 +122,7 @@ def train_ppo(
         settings: PPO's own.
         budget: episodes and wall time.
         seed: of the policy and the episodes; the same seed on the same machine gives the same controller.
-        progress: show a progress bar (needs tqdm and rich).
+        progress: called with episodes done and episodes in all; `metalr.progress.ProgressLines()` prints them.
         tensorboard: write `folder/tensorboard`.
         resume: continue from the last checkpoint.
         options: kept in `config.json` for whoever resumes the folder without this call at hand.

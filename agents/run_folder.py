@@ -6,61 +6,64 @@ controller. The options are kept in the folder's `config.json`, so that a folder
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from metalr import schedules
-from metalr.agents.dqn import train_dqn
-from metalr.agents.ppo import train_ppo
+from metalr.agents.clone_runs import CloneConfig
+from metalr.agents.clone_training import CloneSettings, clone_files, export_clone, train_clone
+from metalr.agents.dqn import DQNSettings, train_dqn
+from metalr.agents.ppo import PPOSettings, train_ppo
 from metalr.agents.sb3_callbacks import CHECKPOINT, has_checkpoint, load_checkpoint
 from metalr.agents.sb3_export import export_policy
-from metalr.agents.sb3_training import OPTIONS, Budget, provenance
+from metalr.agents.sb3_training import Budget, provenance
+from metalr.agents.training_folder import OPTIONS
 from metalr.control.actions import ActionSpec
-from metalr.control.policy import PolicyController
+from metalr.control.controller import Controller
 from metalr.envs.transition import EnvConfig, Transition
+from metalr.progress import Progress
 from metalr.records import CONFIG, difference, read_config
 from metalr.registry import look_up
-from metalr.tasks.catalog import make_task
+from metalr.tasks.catalog import is_imported, named_task
 from metalr.tasks.families import FAMILIES
+from metalr.tasks.task import Task
 
-_AGENTS: dict[str, tuple[type[BaseAlgorithm], Callable[..., PolicyController]]] = {
-    "ppo": (PPO, train_ppo),
-    "dqn": (DQN, train_dqn),
-}
+AgentName = Literal["ppo", "dqn", "clone"]
+# Of a shipped task, unless another is asked for.
+_HORIZON = 200
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Everything that defines a training run of an agent, as plain values."""
 
-    agent: Literal["ppo", "dqn"] = "ppo"
-    """The learner: PPO sets a continuous action, DQN chooses among levels."""
+    agent: AgentName = "ppo"
+    """The learner: PPO sets a continuous action, DQN chooses among levels, clone imitates the LR best in hindsight."""
     task: str = "mnist1d-mlp"
-    """A shipped task; see `metalr list`."""
+    """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     family: str | None = None
     """A task family in place of one task; see `metalr list`."""
-    groups: int = 4
-    """With a family: how many tasks to draw from it."""
-    horizon: int = 200
-    """Optimizer updates in a training run (a family has its own)."""
+    groups: int | None = None
+    """With a family: how many tasks to draw from it; without a number 4, for a clone 16."""
+    horizon: int | None = None
+    """Optimizer updates in a training run; without a number 200, or your own task's (a family has its own)."""
     optimizer: str | None = None
-    """Inner optimizer; the task's own by default."""
+    """Inner optimizer, in place of the task's own; see `metalr list`."""
     base_lr: float | None = None
-    """Default LR of the task, which is then made wrong by a random factor; the task's own by default."""
+    """Guess of the LR, in place of the task's own; the agent meets it wrong by random factors."""
     decisions: int = 20
-    """LR decisions in a training run; must divide the horizon."""
-    schedule: str = "linear"
-    """Base schedule that the controller corrects; see `metalr list`."""
+    """LR decisions in a training run; for PPO and DQN they must divide the horizon."""
+    schedule: str | None = None
+    """Base schedule that the controller corrects, in place of linear, for a clone wsd; see `metalr list`."""
     reward: str = "train"
-    """Reward of a decision; see `metalr list`."""
+    """Reward of a decision, for PPO and DQN; see `metalr list`."""
     mode: Literal["anchored", "recursive"] | None = None
-    """Whether an action moves the LR from the base (anchored, PPO's default) or from where it is (recursive, DQN's)."""
+    """Action from the base LR (anchored, PPO's own) or from the LR in force (recursive, that of DQN and clone)."""
     alpha: float | None = None
-    """Log-range of an action; by default 3 for PPO, a factor of 20 each way, and 2.3 for DQN, a factor of 10."""
+    """Log-range of an action; without a number 3, a factor of 20 each way, and for DQN 2.3, a factor of 10."""
     levels: int = 7
     """Actions that DQN chooses among."""
     hide_loss: float = 0.0
@@ -68,19 +71,35 @@ class TrainOptions:
     hide_horizon: float = 0.0
     """Share of training runs in which the controller does not know the horizon."""
     visible: tuple[str, ...] | None = None
-    """Features that the controller may see; all by default. `progress` alone makes a state-blind ablation."""
+    """Features to show to the controller, in place of all of them; `progress` alone makes a state-blind ablation."""
     num_envs: int = 64
-    """Training runs that advance together."""
+    """Training runs that advance together, for PPO and DQN."""
     episodes: int = 5120
-    """Training runs in all."""
+    """Training runs in all, for PPO and DQN."""
     max_minutes: float | None = None
-    """Stop earlier after so much time."""
+    """Stop PPO and DQN earlier, after so much time."""
     compile: bool = False
-    """Compile the training step: worth it for runs of a minute and more."""
+    """Compile the training step, for PPO and DQN: worth it for runs of a minute and more."""
     device: str = "cpu"
-    """Where the training runs live: cpu or cuda."""
+    """Where the training runs live: cpu or cuda; a clone's on the cpu."""
     seed: int = 0
     """Makes the run repeatable."""
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    dqn: DQNSettings = field(default_factory=DQNSettings)
+    clone: CloneSettings = field(default_factory=CloneSettings)
+
+
+def build_tasks(options: TrainOptions) -> list[Task]:
+    """The tasks that the options describe.
+
+    Raises:
+        ValueError: a name or number is wrong.
+    """
+    if options.family is not None:
+        groups = options.groups or (16 if options.agent == "clone" else 4)
+        return look_up(FAMILIES, options.family, "task family").sample(options.seed, groups)
+    changes = {"optimizer": options.optimizer, "base_lr": options.base_lr}
+    return [named_task(options.task, options.horizon, _HORIZON, **changes)]
 
 
 def build_transition(options: TrainOptions) -> Transition:
@@ -99,47 +118,140 @@ def build_transition(options: TrainOptions) -> Transition:
         decisions=options.decisions,
         action=action,
         reward=options.reward,
-        schedule=schedules.make(options.schedule),
+        schedule=schedules.make(options.schedule or "linear"),
         hide_loss=options.hide_loss,
         hide_horizon=options.hide_horizon,
         visible=options.visible,
         compile=options.compile,
         device=options.device,
     )
-    if options.family is not None:
-        tasks = look_up(FAMILIES, options.family, "task family").sample(options.seed, options.groups)
-    else:
-        chosen = {"optimizer": options.optimizer, "base_lr": options.base_lr}
-        changes = {name: value for name, value in chosen.items() if value is not None}
-        tasks = [make_task(options.task, horizon=options.horizon, **changes)]
-    return Transition(tasks, options.num_envs, config)
+    return Transition(build_tasks(options), options.num_envs, config)
 
 
-def train(options: TrainOptions, folder: Path, *, progress: bool = False, tensorboard: bool = True) -> PolicyController:
+def clone_config(options: TrainOptions) -> CloneConfig:
+    """The settings of the clone that the options describe.
+
+    Raises:
+        ValueError: a name or number is wrong.
+    """
+    usual = CloneConfig()
+    action = replace(
+        usual.action,
+        mode=options.mode or usual.action.mode,
+        alpha=usual.action.alpha if options.alpha is None else options.alpha,
+    )
+    return options.clone.config(
+        action=action,
+        schedule=usual.schedule if options.schedule is None else schedules.make(options.schedule),
+        decisions=(options.decisions, options.decisions),
+        hide_loss=options.hide_loss,
+        hide_horizon=options.hide_horizon,
+        visible=options.visible,
+        seed=options.seed,
+        student_seed=options.seed,
+    )
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """An agent that `train` knows.
+
+    Attributes:
+        train: called with the options, the folder, what to call with the progress, whether to resume, and whether to
+            write a log for TensorBoard.
+        export: the controller of an unfinished run, and the facts for its card.
+        unread: options that would change nothing.
+    """
+
+    train: Callable[[TrainOptions, Path, Progress | None, bool, bool], Controller]
+    export: Callable[[TrainOptions, Path], tuple[Controller, dict[str, Any]]]
+    unread: tuple[str, ...]
+
+
+def _train_sb3(
+    options: TrainOptions, folder: Path, progress: Progress | None, resume: bool, tensorboard: bool
+) -> Controller:
+    shared: dict[str, Any] = {
+        "budget": Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes),
+        "seed": options.seed,
+        "progress": progress,
+        "tensorboard": tensorboard,
+        "resume": resume,
+        "options": asdict(options),
+    }
+    if options.agent == "dqn":
+        return train_dqn(build_transition(options), folder, settings=options.dqn, **shared)
+    return train_ppo(build_transition(options), folder, settings=options.ppo, **shared)
+
+
+def _export_sb3(options: TrainOptions, folder: Path) -> tuple[Controller, dict[str, Any]]:
+    if not has_checkpoint(folder):
+        raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
+    model = load_checkpoint(DQN if options.agent == "dqn" else PPO, folder)
+    return export_policy(model, build_transition(options)), provenance(folder)
+
+
+def _train_clone(
+    options: TrainOptions, folder: Path, progress: Progress | None, resume: bool, tensorboard: bool
+) -> Controller:
+    return train_clone(
+        build_tasks(options),
+        folder,
+        config=clone_config(options),
+        progress=progress,
+        resume=resume,
+        options=asdict(options),
+    )
+
+
+def _export_clone(options: TrainOptions, folder: Path) -> tuple[Controller, dict[str, Any]]:
+    return export_clone(clone_files(build_tasks(options), folder, clone_config(options)))
+
+
+_OF_THE_ENVIRONMENT = ("reward", "num_envs", "episodes", "max_minutes", "compile", "device")
+AGENTS: dict[str, _Agent] = {
+    "ppo": _Agent(_train_sb3, _export_sb3, ("levels", "dqn", "clone")),
+    "dqn": _Agent(_train_sb3, _export_sb3, ("ppo", "clone")),
+    "clone": _Agent(_train_clone, _export_clone, ("levels", "ppo", "dqn", *_OF_THE_ENVIRONMENT)),
+}
+
+
+def _refuse_unread(options: TrainOptions) -> None:
+    unread = [name for name in AGENTS[options.agent].unread if getattr(options, name) != getattr(TrainOptions(), name)]
+    if unread:
+        raise ValueError(
+            f"got a change of {', '.join(unread)} for the agent {options.agent}, which reads no such option, expected "
+            "none: leave it out, or choose another agent"
+        )
+
+
+def train(
+    options: TrainOptions, folder: Path, *, progress: Progress | None = None, tensorboard: bool = True
+) -> Controller:
     """Train in a new folder, or continue in one that holds the same run.
+
+    Args:
+        options: all of them.
+        folder: of the run.
+        progress: called with how much is done, how much there is in all, and what is counted.
+        tensorboard: write `folder/tensorboard`, as far as the agent has a log.
 
     Raises:
         ValueError: the folder holds a run with other options, or an option is wrong.
         FileExistsError: the folder holds something else.
     """
+    agent = look_up(AGENTS, options.agent, "agent")
+    _refuse_unread(options)
     resume = (folder / CONFIG).is_file()
+    if options.horizon is None and not is_imported(options.task):
+        options = dataclasses.replace(options, horizon=_HORIZON)  # as config.json has always had it
     changed = difference(asdict(read_options(folder)), asdict(options)) if resume else []
     if changed:
         raise ValueError(
             f"got {folder}, which holds a run with other options, expected the same (changed: {'; '.join(changed)}) "
             f"or a new folder: choose another, or resume it as it is with `metalr train --resume {folder}`"
         )
-    _, train_one = look_up(_AGENTS, options.agent, "agent")
-    return train_one(
-        build_transition(options),
-        folder,
-        budget=Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes),
-        seed=options.seed,
-        progress=progress,
-        tensorboard=tensorboard,
-        resume=resume,
-        options=asdict(options),
-    )
+    return agent.train(options, folder, progress, resume, tensorboard)
 
 
 def read_options(folder: Path) -> TrainOptions:
@@ -154,22 +266,21 @@ def read_options(folder: Path) -> TrainOptions:
     stored = read_config(folder, "training").get(OPTIONS)
     if stored is None:
         raise ValueError(f"got {folder}, which was not started by `metalr train`, expected a folder that was")
-    known = {field.name for field in dataclasses.fields(TrainOptions)} & stored.keys()
+    known = {item.name for item in dataclasses.fields(TrainOptions)} & stored.keys()
     chosen: dict[str, Any] = {name: stored[name] for name in known}
     if chosen.get("visible") is not None:
         chosen["visible"] = tuple(chosen["visible"])  # JSON has no tuples
+    for name, kind in (("ppo", PPOSettings), ("dqn", DQNSettings), ("clone", CloneSettings)):
+        if name in chosen:
+            chosen[name] = kind(**chosen[name])
     return TrainOptions(**chosen)
 
 
-def export_folder(folder: Path) -> tuple[PolicyController, dict[str, Any]]:
-    """The controller of a run's last checkpoint, and the facts for its card; training need not be finished.
+def export_folder(folder: Path) -> tuple[Controller, dict[str, Any]]:
+    """The controller of a run as far as it has got, and the facts for its card; training need not be finished.
 
     Raises:
-        FileNotFoundError: there is no checkpoint yet.
+        FileNotFoundError: there is nothing to export yet.
     """
     options = read_options(folder)
-    if not has_checkpoint(folder):
-        raise FileNotFoundError(f"got {folder} without {CHECKPOINT}, expected one: let it train a little longer")
-    algorithm, _ = look_up(_AGENTS, options.agent, "agent")
-    model = load_checkpoint(algorithm, folder)
-    return export_policy(model, build_transition(options)), provenance(folder)
+    return look_up(AGENTS, options.agent, "agent").export(options, folder)

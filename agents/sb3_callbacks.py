@@ -1,7 +1,8 @@
-"""Callback of Stable-Baselines3 for the training of a controller: checkpoints, the time limit, the learning curve."""
+"""Callbacks of Stable-Baselines3 for training a controller: checkpoints, time limit, learning curve, progress."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,3 +135,29 @@ class CheckpointCallback(BaseCallback):
             self.model.save(partial)
         progress = Progress(self.model.num_timesteps, round(self.seconds, 1), tuple(self.curve))
         write_whole(self.folder / PROGRESS, json.dumps(progress._asdict()) + "\n")
+
+
+class EpisodeCounter(BaseCallback):
+    """Passes on how many episodes' worth of decisions have been taken, earlier sittings included.
+
+    Args:
+        episodes: in all.
+        timesteps_per_episode: SB3's time steps in an episode: decisions times LR groups.
+        show: called with episodes done, episodes in all, and what they are.
+    """
+
+    def __init__(self, episodes: int, timesteps_per_episode: int, show: Callable[[int, int, str], None]) -> None:
+        super().__init__()
+        self.episodes = episodes
+        self.timesteps_per_episode = timesteps_per_episode
+        self.show = show
+
+    def _on_training_start(self) -> None:
+        self._show()
+
+    def _on_step(self) -> bool:
+        self._show()
+        return True
+
+    def _show(self) -> None:
+        self.show(min(self.num_timesteps // self.timesteps_per_episode, self.episodes), self.episodes, "episodes")

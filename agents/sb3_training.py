@@ -13,18 +13,22 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from metalr.agents.sb3_callbacks import CheckpointCallback, has_checkpoint, load_checkpoint, read_progress
+from metalr.agents.sb3_callbacks import (
+    CheckpointCallback,
+    EpisodeCounter,
+    has_checkpoint,
+    load_checkpoint,
+    read_progress,
+)
 from metalr.agents.sb3_export import export_policy
+from metalr.agents.training_folder import CONTROLLER, OPTIONS, about_task, check_folder
 from metalr.artefacts.controller_file import load_controller, to_bytes
 from metalr.control.policy import PolicyController
 from metalr.envs.transition import Transition
 from metalr.files import write_whole
-from metalr.records import CONFIG, open_run, read_config, versions
+from metalr.progress import Progress
+from metalr.records import open_run, read_config, versions
 from metalr.schedules import to_config
-
-CONTROLLER = "controller.safetensors"
-# Key of config.json under which the caller's own options are kept.
-OPTIONS = "options"
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def train_agent(
     *,
     budget: Budget | None,
     seed: int,
-    progress: bool,
+    progress: Progress | None,
     tensorboard: bool,
     resume: bool,
     options: Mapping[str, Any] | None,
@@ -90,7 +94,7 @@ def train_agent(
         folder: a new run folder, or with `resume` one that an interrupted run left.
         budget: episodes and wall time; None for the default.
         seed: of the policy and the episodes.
-        progress: show a progress bar.
+        progress: called with episodes done and episodes in all.
         tensorboard: write `folder/tensorboard`.
         resume: continue from the last checkpoint.
         options: kept in `config.json` for whoever resumes the folder without this call at hand.
@@ -105,7 +109,7 @@ def train_agent(
     """
     folder, budget = Path(folder), budget or Budget()
     card = {"agent": learner.name, "seed": seed, "settings": asdict(learner.settings), **_describe(transition)}
-    _check_folder(folder, resume)
+    check_folder(folder, resume)
     with open_run(folder, {**card, "budget": asdict(budget), OPTIONS: options, "versions": _versions()}):
         if resume and (folder / CONTROLLER).is_file():  # written when training is done: nothing is left to do
             return cast(PolicyController, load_controller(folder / CONTROLLER))
@@ -115,8 +119,11 @@ def train_agent(
             model = _trained_so_far(model, transition, seed, folder)
         timesteps = budget.episodes * transition.num_groups * transition.config.decisions
         keeper = CheckpointCallback(folder, budget.max_seconds, budget.checkpoint_seconds)
-        _learn(model, timesteps, [keeper, *learner.callbacks], keeper, progress)
-        controller = export_policy(model)
+        callbacks: list[BaseCallback] = [keeper, *learner.callbacks]
+        if progress is not None:
+            callbacks.append(EpisodeCounter(budget.episodes, timesteps // budget.episodes, progress))
+        _learn(model, timesteps, callbacks, keeper)
+        controller = cast(PolicyController, export_policy(model))
         write_whole(folder / CONTROLLER, to_bytes(controller, provenance(folder)))
         return controller
 
@@ -138,16 +145,6 @@ def falling(first: float, last: float) -> Callable[[float], float]:
     return lambda remaining: last + (first - last) * remaining
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that is not in the state which the caller expects."""
-    if resume and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"got {folder} to resume, expected a run folder with {CONFIG}: start it without resume")
-    if not resume and folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"got folder {folder}, which already holds files, expected a new one: resume it or choose another"
-        )
-
-
 def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, folder: Path) -> BaseAlgorithm:
     """The model of a checkpoint, in the environment of an untrained one."""
     loaded = load_checkpoint(type(model), folder, env=model.get_env())
@@ -156,14 +153,12 @@ def _trained_so_far(model: BaseAlgorithm, transition: Transition, seed: int, fol
     return loaded
 
 
-def _learn(
-    model: BaseAlgorithm, timesteps: int, callbacks: list[BaseCallback], keeper: CheckpointCallback, progress: bool
-) -> None:
+def _learn(model: BaseAlgorithm, timesteps: int, callbacks: list[BaseCallback], keeper: CheckpointCallback) -> None:
     """Train until the model has made so many time steps in all; save a checkpoint at the end, also after Ctrl-C."""
     left = timesteps - model.num_timesteps
     try:
         if left > 0:
-            model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, progress_bar=progress)
+            model.learn(left, CallbackList(callbacks), reset_num_timesteps=False)
     finally:
         keeper.init_callback(model)
         keeper.save()
@@ -173,17 +168,7 @@ def _describe(transition: Transition) -> dict[str, Any]:
     """The environment's settings, JSON-able."""
     config = asdict(transition.config)
     config["schedule"] = to_config(transition.groups[0].schedule)
-    tasks = [
-        {
-            "name": group.task.name,
-            "horizon": group.task.horizon,
-            "batch_size": group.task.batch_size,
-            "base_lr": group.task.base_lr,
-            "optimizer": repr(group.task.optimizer),
-            "num_params": group.task.num_params,
-        }
-        for group in transition.groups
-    ]
+    tasks = [about_task(group.task) for group in transition.groups]
     return {"tasks": tasks, "num_envs": transition.num_envs, "env": config, "torch_threads": torch.get_num_threads()}
 
 

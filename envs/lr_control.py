@@ -79,8 +79,8 @@ class LRControlEnv(gymnasium.Env):
 
     ## Arguments
 
-    `task` is the name of a shipped task or a `metalr.Task`. Further arguments are fields of
-    `metalr.envs.transition.EnvConfig` (decisions, reward, schedule, base_lr_range, …), fields of
+    `task` is the name of a shipped task, "module:function" of your own, or a `metalr.Task`. Further arguments are
+    fields of `metalr.envs.transition.EnvConfig` (decisions, reward, schedule, base_lr_range, …), fields of
     `metalr.control.actions.ActionSpec` (mode, alpha, levels, low, high) and, for a shipped task, arguments of its
     builder (horizon, optimizer, width, …). With `render_mode="rgb_array"`, `render` draws the loss and the learning
     rate so far.

@@ -21,7 +21,8 @@ def make_transition(task: TaskLike, num_envs: int, seed: int, options: dict[str,
     """The core behind every facade.
 
     Args:
-        task: the name of a shipped task, a `Task`, or several tasks that share the environments equally.
+        task: the name of a shipped task, "module:function" of your own, a `Task`, or several tasks that share the
+            environments equally.
         num_envs: total number of environments.
         seed: of the episodes.
         options: fields of `EnvConfig` and of `ActionSpec` (mode, alpha, levels, low, high); any others go to the

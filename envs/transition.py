@@ -1,4 +1,4 @@
-"""The core of the environment: batched runs, decisions and rewards as tensors. No spaces, no facade, no autoreset.
+"""The core of the environment: runs, decisions and rewards as tensors. No spaces, no facade, no autoreset.
 
 A `RunGroup` holds the runs that share shapes; a `Transition` puts several groups behind one axis of environments. The
 Gymnasium and Stable-Baselines3 facades are thin shells around it.
@@ -16,9 +16,10 @@ from metalr.control import actions, loop
 from metalr.control.actions import ActionSpec
 from metalr.control.loop import Known, LoopState
 from metalr.control.lr import interval_lr
-from metalr.engine.runs import BatchedRuns
+from metalr.engine.base import Runs
 from metalr.envs.rewards import REWARDS, rise
 from metalr.registry import look_up
+from metalr.schedulers.plain_runs import runs_of
 from metalr.schedules import Schedule
 from metalr.signals.observations import visibility
 from metalr.signals.stats import RunStats
@@ -44,7 +45,7 @@ class EnvConfig:
         hide_loss: probability that an episode hides its losses.
         hide_horizon: probability that an episode hides its progress.
         visible: features that are shown; None for all.
-        groups: "global" or "module", as for `BatchedRuns`.
+        groups: "global" or "module", as for `BatchedRuns`; "global" for tasks on the plain path.
         compile: as for `BatchedRuns`.
         dtype: of the training runs, "float32" or "float64".
         device: of the training runs.
@@ -128,9 +129,9 @@ class RunGroup:
             "groups": config.groups,
             "compile": config.compile,
         }
-        self.runs = BatchedRuns(task, num_runs, **options)
-        self.twin = BatchedRuns(task, num_runs, **options) if self.reward.paired else None
-        self.num_groups = self.runs.layout.num_groups
+        self.runs = runs_of(task, num_runs, **options)
+        self.twin = runs_of(task, num_runs, **options) if self.reward.paired else None
+        self.num_groups = self.runs.num_groups
         self.state: LoopState
         self.given_base_lr: Tensor  # NaN where it was drawn
         self.like = torch.ones((num_runs, self.num_groups), dtype=self.runs.dtype, device=self.runs.device)
@@ -191,7 +192,7 @@ class RunGroup:
         done = (self.decision * self.steps_per_action).to(self.like.dtype)[:, None]  # (num_runs, 1)
         self.state = loop.observe(self.state, stats, done, self.task.horizon, self.known)
         last = self.decision == self.config.decisions
-        diverged = self.runs.state.diverged
+        diverged = self.runs.diverged
         potential = self._potential(self.runs, stats, last)
         if self.twin is not None:
             potential = potential - self._potential(self.twin, twin_stats, last)
@@ -211,11 +212,11 @@ class RunGroup:
         """The observation of all runs, with hidden features at 0, `(num_runs, num_groups, NUM_FEATURES)`."""
         return self.state.observation * visibility(self.config.visible, self.state.observation)
 
-    def _potential(self, runs: BatchedRuns, stats: RunStats, last: Tensor) -> Tensor:
+    def _potential(self, runs: Runs, stats: RunStats, last: Tensor) -> Tensor:
         """The potential -log(loss / initial loss), `(num_runs,)`."""
         log_loss = stats.log_loss
         measured = last if self.reward.split == "train" else torch.ones_like(last)
-        which = (measured & ~runs.state.diverged).nonzero().squeeze(-1)
+        which = (measured & ~runs.diverged).nonzero().squeeze(-1)
         if len(which):
             loss = runs.evaluate(self.reward.split, _OUTCOME_EXAMPLES, which).loss  # type: ignore[arg-type]
             log_loss = log_loss.index_copy(0, which, loss.log().clamp(min=_LEAST_LOG_LOSS).to(log_loss.dtype))

@@ -39,14 +39,16 @@ from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.compare import results
 from metalr.compare.catalog import CONTENDERS
-from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.comparison import Comparison, compare
 from metalr.compare.external_optimizers import EXTERNAL_OPTIMIZERS
 from metalr.compare.results import PriceRow
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
+from metalr.progress import ProgressLines
 from metalr.reports import figures, report
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from metalr.workers import Workers
 
 NAME = "all_schedules"
 # Where a step is costly: fewer seeds, fewer steps, as many trials.
@@ -56,7 +58,7 @@ _SHOWN = ("wsd-linear", "hold-then-linear", "rex", "linear", "cosine", "one-cycl
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     tasks: tuple[str, ...] = (
@@ -117,16 +119,17 @@ def settings_of(args: Args) -> Settings:
     )
 
 
-def compare_all(args: Args) -> Comparison:
+def compare_all(args: Args, workers: Workers) -> Comparison:
     """One comparison of the tasks that share their settings, one of each costly task, seen as one."""
     tasks, settings = tasks_of(args), settings_of(args)
     shared = [task for task in tasks if task.name not in _COSTLY]
-    parts = [compare(shared, args.folder, settings, device=args.device, progress=progress_bar())]
+    rest: dict[str, Any] = {"device": args.device, "progress": ProgressLines(), "workers": workers}
+    parts = [compare(shared, args.folder, settings, **rest)]
     for task in tasks:
         if task.name in _COSTLY:
             folder = args.folder.with_name(f"{args.folder.name}-{task.name}")
             smaller = replace(settings, **_COSTLY[task.name])
-            parts.append(compare(task, folder, smaller, device=args.device, progress=progress_bar()))
+            parts.append(compare(task, folder, smaller, **rest))
     runs = [record for part in parts for record in part.records]
     curves = {key: curve for part in parts for key, curve in part.curves.items()}
     return replace(parts[0], tasks=[task.name for task in tasks], records=runs, curves=curves)
@@ -227,7 +230,8 @@ def price_of_tuning(rows: list[dict[str, Any]], names: list[str], counts: tuple[
 
 def main(args: Args) -> None:
     """Compare, publish the records, print, draw."""
-    found = compare_all(args)
+    with args.start_workers() as workers:
+        found = compare_all(args, workers)
     rows = summary(found)
     records.write(NAME, rows, device=args.device, smoke=args.smoke)
     if not args.smoke:

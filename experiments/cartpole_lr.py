@@ -59,7 +59,8 @@ from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.agents.ppo import train_ppo
 from metalr.agents.sb3_lr_callback import ControlledLR
-from metalr.agents.sb3_training import CONTROLLER, Budget
+from metalr.agents.sb3_training import Budget
+from metalr.agents.training_folder import CONTROLLER
 from metalr.artefacts.controller_file import load_controller
 from metalr.compare.statistics import bootstrap
 from metalr.control.controller import Controller

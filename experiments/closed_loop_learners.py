@@ -43,6 +43,7 @@ from metalr.learned.policies import GRUPolicy, MLPPolicy
 from metalr.schedules import Linear
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from metalr.workers import Workers
 
 NAME = "closed_loop_learners"
 LEARNERS = ("ppo", "dqn", "pes-mlp", "pes-gru")
@@ -52,7 +53,7 @@ DECISIONS = 20
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     folder: Path = Path("runs/closed-loop-learners")
@@ -119,13 +120,13 @@ def evolve(name: str, args: Args) -> Controller:
     return controller_of(policy, schedule=Linear(), decisions=DECISIONS)
 
 
-def rows_of(task: str, args: Args) -> list[dict[str, Any]]:
+def rows_of(task: str, args: Args, workers: Workers) -> list[dict[str, Any]]:
     """Compare all controllers on one task; one record for each contender and base LR."""
     controllers = {name: load_controller(args.folder / f"{name}.safetensors") for name in LEARNERS}
     few: dict[str, Any] = {"trials": 3, "tuning_seeds": 1, "report_seeds": 2} if args.smoke else {}
     settings = Settings(contenders=("cosine", "linear", "wsd"), wrong_base=("cosine",), ablations=False, **few)
     folder = args.folder / f"compare-{task}"
-    comparison = compare(make_task(task, horizon=200), folder, settings, controllers=controllers)
+    comparison = compare(make_task(task, horizon=200), folder, settings, controllers=controllers, workers=workers)
     rows = []
     for row in wrong_base_table(comparison.records, task):
         about = {"task": task, "contender": row.contender, "factor": row.factor, "seed": args.seed}
@@ -139,7 +140,8 @@ def main(args: Args) -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.starmap(learn, [(name, args) for name in LEARNERS], chunksize=1)
-    rows = [row for task in SHOWN_ON for row in rows_of(task, args)]
+    with args.start_workers() as workers:
+        rows = [row for task in SHOWN_ON for row in rows_of(task, args, workers)]
     records.write(NAME, rows, device="cpu", smoke=args.smoke)
     lines = by_factor(rows, lambda row: f"{row['train_loss']:.4g}", factors=(0.1, 0.3, 1.0, 3.0, 10.0))
     print_table(lines, ["task", "contender", "x0.1", "x0.3", "x1", "x3", "x10"])

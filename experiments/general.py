@@ -4,8 +4,8 @@
     python -m experiments.general --student-seed 1  # another student on the same curves
     python -m experiments.general --ship            # the same as the first, and write the file that is shipped
 
-About an hour of one core. Every piece is a file under `--folder`: a command that was cut off resumes, and several
-workers share the work. The controllers are judged on the *meta-validation* family, which is another distribution than
+About an hour of one core; `--workers 2` shares it. Every piece is a file under `--folder`, and a command that was cut
+off resumes. The controllers are judged on the *meta-validation* family, which is another distribution than
 that of the training: from base LRs that are wrong by up to a hundred times, the log final train loss over that of the
 best of 15 LRs under the same base schedule and on the same seeds. Their rivals are that schedule and cosine from the
 same base LRs, an edge rule, and the calibrated setting, which is one LR for each kind of optimizer, fitted on the
@@ -24,10 +24,7 @@ validation (0.145 for 0.140); polishing by 22 updates at a rate of 2e-3 helped f
 """
 
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,19 +47,21 @@ from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, load_card, to_bytes
 from metalr.control.controller import Controller
 from metalr.files import write_whole
+from metalr.progress import ProgressLines
+from metalr.workers import Workers
 
 NAME = "general"
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Train the general controller and judge it on the meta-validation family."""
 
     folder: Path = Path("runs/general")
     """Where everything goes."""
     tasks: int = 1200
     """Tasks of the meta-train family."""
-    validation_tasks: int = 100
+    validation_tasks: int = 60
     """Tasks of the meta-validation family."""
     rounds: int = 2
     """Of rollouts, each followed by a training of the policy."""
@@ -78,8 +77,6 @@ class Args(harness.Options):
     """Of the student."""
     ship: bool = False
     """Write the better of clone and polished clone into the package."""
-    workers: int = 1
-    """Processes that train runs; each takes one core."""
 
     def small(self) -> "Args":
         few = {
@@ -108,47 +105,11 @@ def setup_of(args: Args) -> Setup:
     return Setup(args.folder, config, short=args.smoke)
 
 
-def _each(args: Args, work: Callable[[int], object], indices: Iterable[int], what: str) -> None:
-    """Do a piece of work for each index, in several processes if there are workers, and show progress."""
-    todo = list(indices)
-    if args.workers == 1:
-        for count, index in enumerate(todo):
-            work(index)
-            if count % 20 == 19:
-                print(f"{what}: {count + 1} of {len(todo)}", flush=True)
-        return
-    with multiprocessing.get_context("spawn").Pool(args.workers, torch.set_num_threads, (1,)) as pool:
-        for count, _ in enumerate(pool.imap_unordered(partial(_quietly, work), todo)):
-            if count % 20 == 19:
-                print(f"{what}: {count + 1} of {len(todo)}", flush=True)
-
-
-def _quietly(work: Callable[[int], object], index: int) -> None:
-    work(index)
-
-
-def _oracle(args: Args, index: int) -> None:
-    setup_of(args).of("meta-train").oracle(index)
-
-
-def _validation_curve(args: Args, horizon_known: bool, index: int) -> None:
-    setup_of(args).validation(horizon_known=horizon_known).oracle(index)
-
-
-def _rollouts(args: Args, round_index: int, index: int) -> None:
-    setup_of(args).of("meta-train").rollouts(round_index, index)
-
-
-def clone(args: Args) -> ClonePolicy:
+def clone(args: Args, workers: Workers) -> ClonePolicy:
     """All rounds of the cloning."""
     folder = setup_of(args).of("meta-train")
-    _each(args, partial(_oracle, args), range(args.tasks), "oracle curves")
-    policy = folder.train(0, range(args.tasks))
-    for round_index in range(1, args.rounds + 1):
-        if not folder.trained(round_index):
-            work = partial(_rollouts, args, round_index)
-            _each(args, work, range(args.tasks), f"rollouts of round {round_index}")
-        policy = folder.train(round_index, range(args.tasks))
+    for round_index in range(args.rounds + 1):
+        policy = folder.train(round_index, range(args.tasks), workers, ProgressLines())
     return policy
 
 
@@ -163,12 +124,12 @@ def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
     return polish(folder, policy, indices, EpisodeStore(pieces), folder.student / "polish", settings)
 
 
-def validate(args: Args, learned: dict[str, Controller]) -> list[records.Row]:
+def validate(args: Args, learned: dict[str, Controller], workers: Workers) -> list[records.Row]:
     """The rows of learned controllers and their rivals, and of the learned ones without losses or a horizon."""
     setup, seed = setup_of(args), args.student_seed
     for known in (True, False):
-        work = partial(_validation_curve, args, known)
-        _each(args, work, range(args.validation_tasks), "validation curves")
+        folder = setup.validation(horizon_known=known)
+        folder.make_oracles(range(args.validation_tasks), workers, ProgressLines())
 
     def rows(controllers: dict[str, Controller], **known: bool) -> list[records.Row]:
         return regret_rows(setup.validation(**known), args.validation_tasks, controllers, seed=seed)
@@ -251,15 +212,22 @@ def _three(regrets: Tensor) -> str:
 
 
 def main(args: Args) -> None:
-    """Train, polish and validate."""
+    """Start the workers, and let them work."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("metalr").setLevel(logging.INFO)
-    policy = clone(args)
+    with args.start_workers() as workers:
+        train_and_validate(args, workers)
+        print(workers.costs)
+
+
+def train_and_validate(args: Args, workers: Workers) -> None:
+    """Train, polish and validate; print, write the records, ship."""
+    policy = clone(args, workers)
     config = setup_of(args).config
     controllers: dict[str, Controller] = {"clone": policy.controller(config)}
     if args.polish_updates:
         controllers["polished"] = polished(args, policy).controller(config)
-    rows = [*validate(args, controllers), *calibrated_rows(args)]
+    rows = [*validate(args, controllers, workers), *calibrated_rows(args)]
     print("log regret, mean / median / 90th percentile over tasks\n" + summary(rows))
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
     if args.ship:

@@ -33,6 +33,7 @@ from metalr.agents.clone_runs import CloneConfig
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import Controller
 from metalr.signals.observations import FEATURE_NAMES
+from metalr.workers import Workers
 
 NAME = "general_ablations"
 _POLYAK = ("polyak", "polyak_left")
@@ -70,7 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Train and judge each variant."""
 
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -103,19 +104,20 @@ def setup_of(args: Args, name: str, student_seed: int) -> Setup:
     return Setup(folder, replace(config, **changes), f"ablation-{name.replace(' ', '-')}", args.smoke)
 
 
-def trained(folder: CloneFolder, tasks: int) -> dict[str, Controller]:
+def trained(folder: CloneFolder, tasks: int, workers: Workers) -> dict[str, Controller]:
     """The controllers after each round, by name."""
     rounds = range(folder.config.rounds + 1)
-    return {f"round {r}": folder.train(r, range(tasks)).controller(folder.config) for r in rounds}
+    return {f"round {r}": folder.train(r, range(tasks), workers).controller(folder.config) for r in rounds}
 
 
-def rows_of(args: Args, name: str, student_seed: int) -> list[records.Row]:
+def rows_of(args: Args, name: str, student_seed: int, workers: Workers) -> list[records.Row]:
     """The rows of a variant, made once."""
     setup = setup_of(args, name, student_seed)
     folder = setup.of("meta-train")
 
     def make() -> dict[str, list[records.Row]]:
-        by_round = trained(folder, min(VARIANTS[name].get("tasks", args.tasks), 3 if args.smoke else 10_000))
+        tasks = min(VARIANTS[name].get("tasks", args.tasks), 3 if args.smoke else 10_000)
+        by_round = trained(folder, tasks, workers)
         last = list(by_round)[-1]
         judged = by_round if name == "reference" else {last: by_round[last]}
         about = {"variant": name, "seed": student_seed}
@@ -141,11 +143,12 @@ def main(args: Args) -> None:
     """Train and judge every variant, and print as they come."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows: list[records.Row] = []
-    for name in args.variants:
-        for student_seed in args.student_seeds:
-            found = rows_of(args, name, student_seed)
-            print(summary(found), flush=True)
-            rows += found
+    with args.start_workers() as workers:
+        for name in args.variants:
+            for student_seed in args.student_seeds:
+                found = rows_of(args, name, student_seed, workers)
+                print(summary(found), flush=True)
+                rows += found
     print("\nlog regret over tasks and students\n" + summary(rows))
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
 

@@ -50,12 +50,13 @@ from metalr.control.controller import Controller
 from metalr.tasks.general import draw_task
 from metalr.tasks.meta_test import META_TEST
 from metalr.tasks.task import Task
+from metalr.workers import Workers
 
 NAME = "general_meta_test"
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Tune the classics, then run the controllers from every guess."""
 
     part: Literal["tuned", "all"] = "all"
@@ -84,7 +85,7 @@ def tasks_of(args: Args) -> dict[str, Task]:
     return {name: entry.task(name) for name, entry in META_TEST.items()}
 
 
-def reference(task: Task, args: Args) -> Comparison:
+def reference(task: Task, args: Args, workers: Workers) -> Comparison:
     """The classics with their trials, reported on the fresh seeds."""
     settings = Settings(
         contenders=(*CLASSIC, "wsd-linear"),
@@ -94,7 +95,7 @@ def reference(task: Task, args: Args) -> Comparison:
         factors=(),
         ablations=False,
     )
-    return compare(task, args.folder / "tuned" / task.name, settings)
+    return compare(task, args.folder / "tuned" / task.name, settings, workers=workers)
 
 
 def best_lr(found: Comparison, task: str) -> float:
@@ -117,7 +118,9 @@ def rounded(lr: float) -> float:
     return min(candidates, key=lambda candidate: abs(math.log(candidate / lr)))
 
 
-def guesses(task: Task, lr: float, controllers: dict[str, Controller], fixed: float, args: Args) -> Comparison:
+def guesses(
+    task: Task, lr: float, controllers: dict[str, Controller], fixed: float, args: Args, workers: Workers
+) -> Comparison:
     """The controllers from every guess, and the calibrated setting."""
     settings = Settings(
         contenders=(), wrong_base=(), trials=1, report_seeds=args.seeds, factors=FACTORS, ablations=False
@@ -130,10 +133,11 @@ def guesses(task: Task, lr: float, controllers: dict[str, Controller], fixed: fl
         settings,
         controllers=controllers,
         more_contenders=[calibrated],
+        workers=workers,
     )
 
 
-def untuned(task: Task, args: Args) -> Comparison | None:
+def untuned(task: Task, args: Args, workers: Workers) -> Comparison | None:
     """The optimizers of other packages at their own default LRs; None where none fits."""
     fitting = tuple(name for name, contender in EXTERNAL_CONTENDERS.items() if contender.fits(task))
     if not fitting or args.smoke:
@@ -141,7 +145,7 @@ def untuned(task: Task, args: Args) -> Comparison | None:
     settings = Settings(
         contenders=fitting, trials=1, price_at=(1,), tuning_seeds=1, report_seeds=args.seeds, factors=()
     )
-    return compare(task, args.folder / "untuned" / task.name, settings)
+    return compare(task, args.folder / "untuned" / task.name, settings, workers=workers)
 
 
 def controllers_of(args: Args) -> dict[str, Controller]:
@@ -197,20 +201,27 @@ def show(rows: list[records.Row]) -> None:
 
 
 def main(args: Args) -> None:
-    """Tune, run, print."""
+    """Start the workers, tune, run, print."""
+    with args.start_workers() as workers:
+        tune_and_run(args, workers)
+
+
+def tune_and_run(args: Args, workers: Workers) -> None:
+    """All comparisons, one task after the other, and their records."""
     setup = Setup(args.training, CloneConfig())
     lrs = {} if args.smoke or args.part == "tuned" else calibrated_lrs(setup, args.training_tasks)
     rows: list[records.Row] = []
     tasks = tasks_of(args)
     for count, task in enumerate(tasks.values()):
-        tuned = reference(task, args)
+        tuned = reference(task, args, workers)
         lr = best_lr(tuned, task.name)
         print(f"{count + 1} of {len(tasks)}: {task.name}, x1 is {lr:g}", flush=True)
         if args.part == "tuned":
             continue
         kind = type(task.optimizer).__name__.replace("RMSprop", "Adam")
         fixed = lrs.get(kind, lr) * (1.0 - getattr(task.optimizer, "momentum", 0.0))
-        for found in (guesses(task, lr, controllers_of(args), fixed, args), untuned(task, args)):
+        guessed = guesses(task, lr, controllers_of(args), fixed, args, workers)
+        for found in (guessed, untuned(task, args, workers)):
             rows += rows_of(task, found, tuned, lr) if found is not None else []
     if rows:
         show(rows)

@@ -28,11 +28,12 @@ import torch
 
 from experiments.support import harness, records
 from experiments.support.tables import print_table
-from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.comparison import Comparison, compare
 from metalr.compare.external_optimizers import EXTERNAL_OPTIMIZERS
 from metalr.compare.results import result_table
 from metalr.compare.selection import Criterion
 from metalr.compare.settings import Settings
+from metalr.progress import ProgressLines
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
@@ -42,7 +43,7 @@ _ADAMW_LR = 3e-3
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     tasks: tuple[str, ...] = ("mnist1d-mlp", "digits-mlp", "teacher-student")
@@ -124,7 +125,8 @@ def _untuned(comparison: Comparison, task: str, criterion: Criterion) -> dict[st
 
 def main(args: Args) -> None:
     """Compare, publish the records, print."""
-    comparison = compare(tasks_of(args), args.folder, settings_of(args), progress=progress_bar())
+    with args.start_workers() as workers:
+        comparison = compare(tasks_of(args), args.folder, settings_of(args), progress=ProgressLines(), workers=workers)
     rows = rows_of(comparison)
     records.write(NAME, rows, device="cpu", smoke=args.smoke)
     for task in comparison.tasks:

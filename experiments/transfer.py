@@ -27,11 +27,12 @@ from experiments.support import harness, records
 from experiments.support.tables import by_factor, print_table
 from metalr.artefacts.controller_file import load_controller
 from metalr.compare.catalog import CLASSIC, LR_ONLY
-from metalr.compare.comparison import Comparison, compare, progress_bar
+from metalr.compare.comparison import Comparison, compare
 from metalr.compare.results import wrong_base_table
 from metalr.compare.selection import Criterion, tuned_best
 from metalr.compare.settings import Settings
 from metalr.compare.statistics import Interval
+from metalr.progress import ProgressLines
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
 
@@ -47,7 +48,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Options of the experiment."""
 
     controllers: tuple[str, ...] = ("general",)
@@ -81,7 +82,10 @@ def compare_all(args: Args) -> Comparison:
     )
     controllers = {Path(source).stem: load_controller(source) for source in args.controllers}
     folder = Path("runs") / f"{args.name}{'-smoke' if args.smoke else ''}"
-    return compare(tasks_of(args), folder, settings, controllers=controllers, progress=progress_bar())
+    with args.start_workers() as workers:
+        return compare(
+            tasks_of(args), folder, settings, controllers=controllers, progress=ProgressLines(), workers=workers
+        )
 
 
 def rows_of(comparison: Comparison) -> list[dict[str, Any]]:

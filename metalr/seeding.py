@@ -19,6 +19,7 @@ STREAMS = {
     "base_lr": 6,
     "noise": 7,
     "feature_mask": 8,
+    "own_loop": 9,
 }
 
 _MULTIPLIER_1 = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer: 2**64 over the golden ratio

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import metalr
 from metalr import cli
 from metalr.artefacts.controller_file import SHIPPED, load_card, load_controller, save_controller
 from metalr.cli import main
@@ -31,7 +33,7 @@ def call(*arguments: str) -> None:
     main(list(arguments))
 
 
-@pytest.mark.parametrize("command", ["train", "export", "compare", "tune", "find-lr", "list"])
+@pytest.mark.parametrize("command", ["train", "export", "compare", "explain", "tune", "find-lr", "list"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         call(command, "--help")
@@ -45,6 +47,79 @@ def test_train_options_are_all_explained(capsys):
     text = capsys.readouterr().out
     options = re.findall(r"--[a-z-]+", text)
     assert {"--agent", "--task", "--episodes", "--seed", "--reward"} <= set(options)
+
+
+def options_of(command: str, capsys) -> dict[str, str]:
+    """Option -> what the help says of it, between one option and the next."""
+    with pytest.raises(SystemExit):
+        call(command, "--help")
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]  # a box on a terminal, else spaces
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        if re.match("--[a-z]", line):
+            name = line.split()[0].rstrip(",")
+            found[name] = line[len(name) :]
+        elif not line or line.startswith(("---", "───", "╭", "╰")):
+            name = ""
+        elif name:
+            found[name] += " " + line
+    return found
+
+
+@pytest.mark.parametrize("command", ["train", "export", "compare", "tune", "find-lr", "explain"])
+def test_every_option_is_explained_in_words_a_person_reads(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    options = options_of(command, capsys)
+    assert len(options) > 1
+    for name, text in options.items():
+        text = re.sub(r"\((default|required).*?\)", "", text)
+        text = re.sub(r"^[ ,]*(--[\w.-]+[ ,]*)*(\[?\{?[A-Z\]\[ .]+(?= |$)|\{.*?\})?", "", text)
+        assert len(text.split()) >= 3, f"{name} has no help"
+        assert "None" not in options[name]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "dqn", "clone"])
+def test_settings_of_the_agents_are_options(agent, capsys):
+    assert {f"--{agent}.learning-rate", f"--{agent}.peak-lr"} & set(options_of("train", capsys))
+
+
+def test_a_setting_on_the_command_line_reaches_the_agent_and_is_kept(tmp_path):
+    call("train", *SMALL, "--ppo.width", "7", "--ppo.target-kl", "0.5", "--folder", str(tmp_path / "run"))
+    card = load_card(tmp_path / "run" / "controller.safetensors")
+    assert (card["about"]["settings"]["width"], card["about"]["settings"]["target_kl"]) == (7, 0.5)
+    assert load_controller(tmp_path / "run" / "controller.safetensors").network.biases[0].shape == (7,)
+    call("train", "--resume", str(tmp_path / "run"))
+
+
+def test_none_is_understood_where_the_help_says_none(tmp_path):
+    call("train", *SMALL, "--optimizer", "none", "--visible", "none", "--folder", str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["optimizer"] is None
+
+
+def test_training_ends_with_fresh_seeds_and_commands_that_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("train", *SMALL, "--folder", "run")
+    text, progress = capsys.readouterr()
+    assert progress.endswith("episodes 16 of 16\n")
+    assert re.search(r"^\* teacher-student, ppo +[\d.]+ ", text, flags=re.MULTILINE)
+    (command,) = re.findall("compare it: metalr (.*)", text)
+    (use,) = re.findall("use it: +metalr.(.*)", text)
+    few = ["--trials", "1", "--tuning-seeds", "1", "--report-seeds", "1", "--contenders", "constant", "--factors", "1"]
+    call(*command.split(), *few)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    assert eval(use, {"load_scheduler": metalr.load_scheduler, "optimizer": optimizer}).horizon == 20
+
+
+@pytest.mark.parametrize(
+    ("agent", "option", "value"),
+    [("clone", "reward", "valid"), ("clone", "episodes", "9"), ("ppo", "dqn.gamma", "0.9"), ("dqn", "ppo.width", "9")],
+)
+def test_an_option_that_the_agent_does_not_read_is_refused(agent, option, value, tmp_path):
+    arguments = ["--task", "teacher-student", "--horizon", "20", "--decisions", "5", "--agent", agent]
+    with pytest.raises(SystemExit, match=f"got a change of {option.split('.')[0]} for the agent {agent}"):
+        call("train", *arguments, f"--{option}", value, "--folder", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_export_compare(tmp_path, capsys):
@@ -129,7 +204,7 @@ def test_a_controller_becomes_python_and_a_table(shipped, own, tmp_path, capsys)
 def test_resume_reads_everything_from_the_folder(tmp_path, capsys):
     call("train", *SMALL, "--folder", str(tmp_path / "run"))
     call("train", "--resume", str(tmp_path / "run"))
-    assert capsys.readouterr().out.count("controller.safetensors") == 2
+    assert capsys.readouterr().out.count(f"controller: {tmp_path / 'run' / 'controller.safetensors'}") == 2
 
 
 def test_list_names_everything(capsys):
@@ -200,6 +275,38 @@ def test_a_shipped_controllers_name_works_where_a_file_does(tmp_path, monkeypatc
     call("compare", *arguments, "--controllers", "general", "--folder", "compared")
     rows = (tmp_path / "compared" / "records.jsonl").read_text().splitlines()
     assert "general" in {json.loads(row)["contender"] for row in rows}
+
+
+OWN_TASK = """
+import torch
+from metalr import Task
+
+def make():
+    inputs = torch.linspace(-1.0, 1.0, 50)[:, None]
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    return Task(net, (inputs, inputs.sin()), torch.nn.functional.mse_loss, torch.optim.NAdam,
+                base_lr=0.01, horizon=30, batch_size=10, plain=True)
+"""
+
+
+def test_a_task_of_ones_own_by_module_and_function(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_sine.py").write_text(OWN_TASK)
+    monkeypatch.chdir(tmp_path)
+    own = ["--task", "own_sine:make"]
+    call("train", *own, "--decisions", "5", "--num-envs", "2", "--episodes", "4", "--folder", "trained")
+    about = load_card(tmp_path / "trained" / "controller.safetensors")["about"]
+    assert [(task["name"], task["horizon"]) for task in about["tasks"]] == [("own_sine:make", 30)]
+    call("train", *own, "--decisions", "5", "--num-envs", "2", "--episodes", "4", "--folder", "trained")  # resumes
+    counts = ["--trials", "2", "--tuning-seeds", "1", "--report-seeds", "2", "--factors", "1"]
+    controllers = ["--controllers", "trained/controller.safetensors"]
+    call("compare", *own, *counts, *controllers, "--contenders", "constant", "cosine", "--folder", "compared")
+    call("find-lr", *own, "--seeds", "2")
+    printed = capsys.readouterr().out
+    assert "own_sine:make" in printed
+    assert "suggestion" in printed
+    for command, wrong in (("train", "own_sine:mak"), ("compare", "own_sin:make"), ("find-lr", "own_sine:torch")):
+        with pytest.raises(SystemExit, match=r"metalr: got .*, expected .*metalr\.Task|module:function"):
+            call(command, "--task", wrong)
 
 
 def test_a_name_that_does_not_say_what_to_write_is_refused(tmp_path):

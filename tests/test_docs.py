@@ -32,7 +32,10 @@ NEEDS = {
     "accelerate": ("accelerate",),
     "Lightning": ("lightning",),
     "Stable-Baselines3": ("stable_baselines3",),
+    "RecurrentPPO": ("sb3_contrib",),
+    "CleanRL": ("gymnasium",),
     "What did it do?": ("sklearn", "matplotlib"),
+    "Logging": ("tensorboard",),
 }
 THEIR_WARNINGS = {
     "Lightning": (
@@ -44,6 +47,7 @@ THEIR_WARNINGS = {
 }
 ON_RANKS = {"DDP", "FSDP2"}
 ON_A_GPU = {"CUDA graphs"}
+AFTER_ITS_COMMAND = {"rl-baselines3-zoo"}  # in tests/integrations/test_rl_zoo3.py
 
 
 # Blocks
@@ -52,6 +56,8 @@ ON_A_GPU = {"CUDA graphs"}
 def parameters() -> list:
     found = []
     for block in BLOCKS:
+        if block.heading in AFTER_ITS_COMMAND:
+            continue
         marks = [pytest.mark.filterwarnings(w) for w in THEIR_WARNINGS.get(block.heading, ())]
         marks += [pytest.mark.gpu] * (block.heading in ON_A_GPU)
         found.append(pytest.param(block, marks=marks, id=block.id))
@@ -192,6 +198,26 @@ def bounds(names: dict, printed: list[str]) -> None:
     assert printed == ["0.001 1000.0"]
 
 
+def recurrent(names: dict, printed: list[str]) -> None:
+    assert metalr.load_controller("recurrent.safetensors").size == 32
+    assert names["scheduler"].controller.decisions == 10
+
+
+def actor(names: dict, printed: list[str]) -> None:
+    assert saved("actor.safetensors")
+
+
+def range_test(names: dict, printed: list[str]) -> None:
+    assert 1e-4 < names["finder"].suggestion == names["optimizer"].param_groups[0]["lr"] < 10.0
+    assert Path("lr.png").stat().st_size > 10_000
+
+
+def figures(names: dict, printed: list[str]) -> None:
+    history, expected = decisions(names)
+    assert len(history) == expected
+    assert min(Path(name).stat().st_size for name in ("run.png", "schedules.png")) > 10_000
+
+
 def figure(names: dict, printed: list[str]) -> None:
     history, expected = decisions(names)
     assert len(history) == expected
@@ -229,6 +255,10 @@ CHECKS: dict[str, Callable[[dict, list[str]], None]] = {
     "steps_per_action=50": no_horizon,
     'metalr.load_card("general")': bounds,
     "draw_decisions(": figure,
+    '"recurrent.safetensors"': recurrent,
+    '"actor.safetensors"': actor,
+    "finder.range_test(": range_test,
+    "plot_history(": figures,
     "measure=False": memory,
     "torch.save({": resume,
 }

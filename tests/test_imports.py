@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"gymnasium", "stable_baselines3", "sb3_contrib", "higher", "matplotlib", "optuna", "tyro", "rich", "sklearn"}
+HEAVY = {
+    "gymnasium",
+    "stable_baselines3",
+    "sb3_contrib",
+    "higher",
+    "matplotlib",
+    "optuna",
+    "tyro",
+    "rich",
+    "sklearn",
+} | {*("transformers", "lightning", "tensorboard", "joblib", "ray")}
 # From the ground up: a room imports from itself and from those before it.
 ROOMS = (
     *(

@@ -9,6 +9,8 @@ from typing import Self, TypeVar
 import torch
 import tyro
 
+from metalr.workers import Workers
+
 
 @dataclass(frozen=True)
 class Options(ABC):
@@ -20,6 +22,20 @@ class Options(ABC):
     @abstractmethod
     def small(self) -> Self:
         """These options with the numbers of a smoke run."""
+
+
+@dataclass(frozen=True)
+class Spread(Options):
+    """Base of the `Args` of experiments whose runs can be spread over several workers."""
+
+    workers: int = 1
+    """Local processes that train; each takes one core."""
+    cluster: str | None = None
+    """Address of a Ray cluster that trains instead."""
+
+    def start_workers(self) -> Workers:
+        """The workers, for a `with` block."""
+        return Workers(self.workers, self.cluster)
 
 
 A = TypeVar("A", bound=Options)

@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.support.records import place
 from metalr.reports import figures
-from metalr.reports.figures import COLOURS
+from metalr.reports.chart import COLOURS
 
 __all__ = ["COLOURS", "legend", "panels", "save"]
 

@@ -115,8 +115,8 @@ def _schedule_free() -> str:
     return (
         f"no: the better of Schedule-Free SGD and AdamW, tuned, has {min(best):.2f} to {max(best):.2f} of the train "
         "loss of the tuned best schedule, which had momentum (so that part of this is AdamW's), and on test it is "
-        f"within 5 % of it on {_WORDS[level]} of three tasks; at its authors' LRs it is behind tuned cosine on all three, "
-        f"Prodigy at its LR of 1 on {_WORDS[sum(prodigy)]}"
+        f"within 5 % of it on {_WORDS[level]} of three tasks; at its authors' LRs it is behind tuned cosine on all "
+        f"three, Prodigy at its LR of 1 on {_WORDS[sum(prodigy)]}"
     )
 
 

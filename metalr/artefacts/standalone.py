@@ -18,6 +18,7 @@ from metalr.artefacts.controller_file import needs_losses
 from metalr.artefacts.source_cut import cut_out
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import Controller
+from metalr.control.lstm import LSTMCell, LSTMPolicyController
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
@@ -25,6 +26,7 @@ from metalr.control.rules import RULES
 from metalr.files import write_whole
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Schedule, to_config
+from metalr.signals.observations import NUM_FEATURES
 
 # A controller decides without these methods; with them, the file would hold every schedule and optimizer there is.
 _LEFT_OUT = frozenset({"config", "build", "to_torch", "tensors"})
@@ -137,7 +139,8 @@ def standalone_source(controller: Controller, card: Mapping[str, Any], module: s
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in controller.tensors().items()}
     expression = _expression(controller)
     roots: list[type] = [LearnedLR, Controller, type(controller), Schedule, *_schedule_types(controller.schedule)]
-    roots += [PolicyNetwork] if isinstance(controller, PolicyController) else []
+    roots += [PolicyNetwork] if isinstance(controller, PolicyController | LSTMPolicyController) else []
+    roots += [LSTMCell] if isinstance(controller, LSTMPolicyController) else []
     roots += [ActionSpec] if hasattr(controller, "action") else []
     body = cut_out(roots, leave_out=_LEFT_OUT, also_import=("import base64", "from torch.optim import Optimizer"))
     end = _END.format(
@@ -162,15 +165,18 @@ def _expression(controller: Controller) -> str:
     """A Python expression that makes the controller."""
     common = f"{getattr(controller, 'action', None)!r}, {controller.schedule!r}, {controller.decisions!r}"
     if isinstance(controller, PolicyController):
-        count = len(controller.network.weights)
-        weights, biases = (
-            "[" + ", ".join(f'_WEIGHTS["layers.{i}.{part}"]' for i in range(count)) + "]" for part in ("weight", "bias")
-        )
         return (
-            f"PolicyController(\n        PolicyNetwork(\n            {weights},\n            {biases},\n        ),\n"
+            f"PolicyController(\n        {_network(controller.network)},\n"
             f"        {controller.action!r},\n        {controller.schedule!r},\n"
             f"        {controller.decisions!r},\n        {controller.visible!r},\n        "
             f"{controller.spacing!r},\n    )"
+        )
+    if isinstance(controller, LSTMPolicyController):
+        parts = [[f'_WEIGHTS["cells.{i}.{name}"]' for name in LSTMCell._fields] for i in range(len(controller.cells))]
+        cells = ", ".join(f"LSTMCell({', '.join(named)})" for named in parts)
+        return (
+            f"LSTMPolicyController(\n        [{cells}],\n        {_network(controller.head)},\n"
+            f"        {common}, {controller.visible!r}, {controller.spacing!r},\n    )"
         )
     if isinstance(controller, RecurrentPolicyController):
         return f"RecurrentPolicyController(_WEIGHTS, {common}, {controller.visible!r}, {controller.spacing!r})"
@@ -180,6 +186,15 @@ def _expression(controller: Controller) -> str:
         f"got a {type(controller).__name__}, expected a registered kind of controller: save it as "
         ".safetensors, or add its kind to metalr.artefacts.standalone"
     )
+
+
+def _network(network: PolicyNetwork) -> str:
+    weights, biases = (
+        "[" + ", ".join(f'_WEIGHTS["layers.{i}.{part}"]' for i in range(len(network.weights))) + "]"
+        for part in ("weight", "bias")
+    )
+    inputs = "" if network.num_inputs == NUM_FEATURES else f"            {network.num_inputs},\n"
+    return f"PolicyNetwork(\n            {weights},\n            {biases},\n{inputs}        )"
 
 
 def _schedule_types(schedule: Schedule) -> Iterator[type]:

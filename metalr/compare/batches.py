@@ -21,7 +21,9 @@ from metalr.control.controller import Controller
 from metalr.control.loop import LoopState
 from metalr.control.lr import lr_in_force, schedule_factor
 from metalr.control.reference import ScheduleController
+from metalr.engine.base import Runs
 from metalr.engine.runs import BatchedRuns
+from metalr.schedulers.plain_runs import runs_of
 from metalr.signals.stats import Prospect, RunStats
 from metalr.tasks.data import SPLITS
 from metalr.tasks.task import Task
@@ -51,13 +53,13 @@ class _Interval(NamedTuple):
 class _Segment:
     """Neighbouring runs of a batch that share a contender and its parameters, and hence one controller."""
 
-    def __init__(self, rows: slice, controller: Controller, runs: BatchedRuns) -> None:
+    def __init__(self, rows: slice, controller: Controller, runs: Runs) -> None:
         self.rows = rows
         horizon = runs.task.horizon
         progress = torch.arange(horizon, dtype=torch.float64, device=runs.device) / horizon
         self.factor = schedule_factor(controller.schedule, progress)  # (horizon,)
         self.controller = controller
-        like = torch.ones((rows.stop - rows.start, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
+        like = torch.ones((rows.stop - rows.start, runs.num_groups), dtype=runs.dtype, device=runs.device)
         self.state: LoopState = loop.init(controller.init(like), like)
         self.closed = not isinstance(controller, ScheduleController)
 
@@ -115,16 +117,18 @@ def train_batch(
         A record for each run, and a curve for each run (or none).
     """
     first, parameters = contenders[batch[0].contender], dict(batch[0].parameters)
-    optimizer = first.optimizer(parameters, task.optimizer, task.horizon)
-    runs = BatchedRuns(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
+    optimizer = first.optimizer(parameters, task)
+    runs = runs_of(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
     starts = first.controller(parameters, task.horizon).decision_steps(task.horizon)
     untrained: dict[str, list[float]] = {split: runs.evaluate(split, EXAMPLES).loss.tolist() for split in SPLITS}
     base_lr = torch.tensor([run.base_lr for run in batch], dtype=torch.float64, device=runs.device)
     search = first.search(parameters)
     if first.trains_alone:
+        assert isinstance(runs, BatchedRuns)  # such a contender fits no other task
         intervals = _train_one_by_one(runs, batch, starts, curves)
     elif search is not None:
+        assert isinstance(runs, BatchedRuns)
         stages = train_in_stages(search, runs, base_lr)
         intervals = [_interval(runs, stage.step, stage.lr, stage.stats, curves) for stage in stages]
     else:
@@ -133,9 +137,7 @@ def train_batch(
     return records, [_curve(run.key, intervals, row) for row, run in enumerate(batch)] if curves != "none" else []
 
 
-def _segments(
-    contenders: Mapping[str, Contender], batch: Sequence[PlannedRun], runs: BatchedRuns
-) -> Iterator[_Segment]:
+def _segments(contenders: Mapping[str, Contender], batch: Sequence[PlannedRun], runs: Runs) -> Iterator[_Segment]:
     start = 0
     for (name, parameters), group in groupby(batch, key=lambda run: (run.contender, run.parameters)):
         seeds = [run.seed for run in group]
@@ -146,7 +148,7 @@ def _segments(
 
 
 def _train_together(
-    runs: BatchedRuns, segments: Sequence[_Segment], base_lr: Tensor, starts: list[int], curves: Curves
+    runs: Runs, segments: Sequence[_Segment], base_lr: Tensor, starts: list[int], curves: Curves
 ) -> list[_Interval]:
     horizon = runs.task.horizon
     closed = [segment for segment in segments if segment.closed]
@@ -166,7 +168,7 @@ def _train_together(
     return intervals
 
 
-def _interval(runs: BatchedRuns, step: int, lr: Tensor, stats: RunStats, curves: Curves) -> _Interval:
+def _interval(runs: Runs, step: int, lr: Tensor, stats: RunStats, curves: Curves) -> _Interval:
     """Where the runs stand; the evaluation of a full curve is made here."""
     train_loss = torch.where(stats.num_losses > 0, stats.log_loss.exp(), torch.inf)
     valid_loss = runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist() if curves == "full" else None
@@ -197,14 +199,14 @@ def _train_one_by_one(
 def _records(
     batch: Sequence[PlannedRun],
     contenders: Mapping[str, Contender],
-    runs: BatchedRuns,
+    runs: Runs,
     untrained: Mapping[str, list[float]],
 ) -> list[RunRecord]:
     evaluations = {split: runs.evaluate(split, EXAMPLES) for split in SPLITS}
     losses = {split: evaluation.loss.tolist() for split, evaluation in evaluations.items()}
     metrics = {split: evaluation.metric.tolist() for split, evaluation in evaluations.items()}
     records = []
-    for row, (run, diverged) in enumerate(zip(batch, runs.state.diverged.tolist(), strict=True)):
+    for row, (run, diverged) in enumerate(zip(batch, runs.diverged.tolist(), strict=True)):
         final = {split: _final_loss(losses[split][row], diverged) for split in SPLITS}
         records.append(
             RunRecord(

@@ -1,11 +1,11 @@
 """Bayesian search of a contender's LR and parameters, as an alternative to the sequence of a comparison.
 
-Optuna's Gaussian-process sampler proposes one trial after the other; each is trained on the tuning seeds in one
-batch. Needs optuna, which is imported when a search is run and not before.
+Optuna's Gaussian-process sampler proposes one trial after the other, or a few at once; each is trained on the tuning
+seeds in one batch. Needs optuna, which is imported when a search is run and not before.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 
 from metalr.compare.batches import train_batch
 from metalr.compare.contenders import Contender
-from metalr.compare.run_record import PlannedRun
+from metalr.compare.run_record import PlannedRun, RunRecord
 from metalr.compare.search import Choice, Dimension
 from metalr.compare.selection import Criterion, mean_score
 from metalr.tasks.task import Task
+from metalr.workers import Unit, Workers
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def search(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
+    at_once: int = 1,
+    workers: Workers | None = None,
 ) -> SearchResult:
     """Search LR and parameters of one contender with a Gaussian process.
 
@@ -74,6 +77,8 @@ def search(
         seed: of the sampler.
         device: where to train.
         progress: called after every trial with trials done, trials in all and the contender's name.
+        at_once: trials that are proposed together, before the scores of any of them are known; this changes the search.
+        workers: where the trials are trained; this process if None. That changes nothing.
 
     Raises:
         ImportError: optuna is missing; the message names the extra.
@@ -87,20 +92,30 @@ def search(
         )
     if tuning_seeds < 1:
         raise ValueError(f"got tuning_seeds {tuning_seeds}, expected at least 1")
+    if at_once < 1:
+        raise ValueError(f"got {at_once} trials at once, expected at least 1")
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed))
     trials: list[Trial] = []
-    for index in range(num_trials):
-        proposed = sampler.ask()
-        run = _proposed_run(proposed, index, task, contender, lr_range)
-        records, _ = train_batch(task, {contender.name: contender}, run.at_seeds(range(tuning_seeds)), device=device)
-        score = mean_score(records, criterion.selected_on)
-        sampler.tell(proposed, math.log(max(score, 1e-300)))
-        trials.append(Trial(dict(run.parameters), run.base_lr, score))
-        if progress is not None:
-            progress(index + 1, num_trials, contender.name)
+    shared = task, contender
+    while len(trials) < num_trials:
+        proposed = [sampler.ask() for _ in range(min(at_once, num_trials - len(trials)))]
+        runs = [_proposed_run(one, len(trials) + i, task, contender, lr_range) for i, one in enumerate(proposed)]
+        units = [Unit((run.at_seeds(range(tuning_seeds)), device), shared) for run in runs]
+        for index, records in (workers or Workers()).each(_train, units, ordered=True):
+            score = mean_score(records, criterion.selected_on)
+            sampler.tell(proposed[index], math.log(max(score, 1e-300)))
+            trials.append(Trial(dict(runs[index].parameters), runs[index].base_lr, score))
+            if progress is not None:
+                progress(len(trials), num_trials, contender.name)
     return SearchResult(trials)
+
+
+def _train(shared: tuple[Task, Contender], batch: Sequence[PlannedRun], device: torch.device | str) -> list[RunRecord]:
+    """A unit: train one trial."""
+    task, contender = shared
+    return train_batch(task, {contender.name: contender}, batch, device=device)[0]
 
 
 def _proposed_run(

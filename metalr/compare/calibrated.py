@@ -19,6 +19,7 @@ from metalr.compare.contenders import FixedContender
 from metalr.compare.run_record import RunRecord
 from metalr.compare.selection import Criterion, trial_scores, tuning_runs
 from metalr.optimizers.classic import InnerOptimizer
+from metalr.optimizers.own import OwnOptimizer
 
 NAME = "calibrated"
 
@@ -57,6 +58,8 @@ def optimizer_kind(optimizer: InnerOptimizer) -> str:
         >>> optimizer_kind(SGD(momentum=0.9)), optimizer_kind(Adam())
         ('SGD, momentum 0.9', 'Adam')
     """
+    if isinstance(optimizer, OwnOptimizer):
+        return repr(optimizer)
     momentum = getattr(optimizer, "momentum", 0.0)
     return type(optimizer).__name__ + (f", momentum {momentum:g}" if momentum else "")
 

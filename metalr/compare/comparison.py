@@ -7,24 +7,23 @@
     print(report.text(comparison))
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from metalr.compare.batches import Curves, batches_of, train_batch
 from metalr.compare.contenders import Contender
-from metalr.compare.plan import Plan
+from metalr.compare.plan import Plan, replay_of
 from metalr.compare.run_record import Phase, PlannedRun, RunCurve, RunRecord
 from metalr.compare.settings import Settings
 from metalr.control.controller import Controller
+from metalr.progress import Progress
 from metalr.records import CURVES, RECORDS, RunFolder, read_config, read_curves, read_records
 from metalr.tasks.task import Task
-
-# Called with runs done, runs in all and the name of the phase.
-Progress = Callable[[int, int, str], None]
+from metalr.workers import Unit, Workers
 
 _CURVES: dict[Phase, Curves] = {"tuning": "none", "report": "full", "wrong-base": "train"}
 # Older folders call two of the settings otherwise.
@@ -62,6 +61,7 @@ def compare(
     more_contenders: Iterable[Contender] = (),
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Comparison:
     """Compare contenders; only what the folder does not hold yet is trained.
 
@@ -73,12 +73,14 @@ def compare(
         ablations: more of them to show beside the controllers, for example {"ppo: state-blind": …}.
         more_contenders: beside the registered ones, for example from `of_schedule`; one at an absolute LR has no trial.
         device: where to train.
-        progress: called after every batch; see `progress_bar`.
+        progress: called with runs done, runs in all, and the task and phase.
+        workers: where batches are trained; this process if None. The records are the same wherever that is.
 
     Returns:
-        The comparison. Stopped by Ctrl-C, it loses the batch in progress and nothing else.
+        The comparison. Stopped by Ctrl-C, it loses the batches in progress and nothing else.
 
     Raises:
+        UnitError: a batch failed three times on one of several workers; all others of its phase are written.
         ValueError: the folder holds a different run, two contenders or tasks share a name, or the horizon is too
             short for a controller's decisions.
     """
@@ -90,16 +92,20 @@ def compare(
         def known() -> list[RunRecord]:
             return _records(run_folder.records, run_folder.path)
 
-        runners = [_Runner(task, plan, run_folder, device, progress) for task in task_list]
-        for runner in runners:
-            runner.run("tuning", plan.tuning_runs(runner.task))
-            if chosen.extension:
-                runner.run("tuning", plan.extension_runs(runner.task, known()), "extension")
-        plan.add_calibrated(known())
-        for runner in runners:
-            plan.add_replays(runner.task, device)
-            runner.run("report", plan.report_runs(runner.task, known()))
-            runner.run("wrong-base", plan.wrong_base_runs(runner.task))
+        trainer = _Trainer(plan, run_folder, device, progress, workers or Workers())
+        trainer.train([_Part(task, "tuning", plan.tuning_runs(task)) for task in task_list])
+        if chosen.extension:
+            tuned = known()
+            parts = [_Part(task, "tuning", plan.extension_runs(task, tuned), "extension") for task in task_list]
+            trainer.train(parts)
+        tuned = known()
+        plan.add_calibrated(tuned)
+        trainer.replay()
+        parts = []
+        for task in task_list:
+            parts.append(_Part(task, "report", plan.report_runs(task, tuned)))
+            parts.append(_Part(task, "wrong-base", plan.wrong_base_runs(task)))
+        trainer.train(parts)
         return _comparison(chosen, run_folder.path, run_folder.records, run_folder.config)
 
 
@@ -142,53 +148,86 @@ def _read(convert: Callable[[Mapping[str, Any]], Any], line: Mapping[str, Any], 
         ) from error
 
 
-@dataclass
-class _Runner:
-    """Trains the planned runs of a task that its folder does not hold yet."""
+class _Part(NamedTuple):
+    """The runs of a task that a phase needs; `label` names the phase where its own name would not do."""
 
     task: Task
+    phase: Phase
+    planned: Sequence[PlannedRun]
+    label: str = ""
+
+
+class _Batch(NamedTuple):
+    """A batch of a part, and how many of the part's runs are done with it."""
+
+    part: _Part
+    runs: list[PlannedRun]
+    done: int
+
+
+@dataclass
+class _Trainer:
+    """Trains the planned runs that the folder does not hold yet."""
+
     plan: Plan
     folder: RunFolder
     device: torch.device | str
     progress: Progress | None
+    workers: Workers
 
-    def run(self, phase: Phase, planned: Sequence[PlannedRun], label: str = "") -> None:
-        """Train a phase, batch after batch; a batch is written as soon as it is finished."""
-        settings, contenders, done = self.plan.settings, self.plan.contenders(self.task), 0
-        for batch in batches_of(planned, contenders, self.task, settings.max_runs):
-            if any(run.key not in self.folder.done for run in batch):
-                # A batch that was written in part is made again as a whole: the same batch gives the same bits.
-                records, curves = train_batch(
-                    self.task,
-                    contenders,
-                    batch,
-                    curves=_CURVES[phase],
-                    dtype=getattr(torch, settings.dtype),
-                    device=self.device,
-                )
-                self.folder.append([r.to_json() for r in records], [c.to_json() for c in curves])
-            done += len(batch)
-            if self.progress is not None:
-                self.progress(done, len(planned), f"{self.task.name}: {label or phase}")
+    def train(self, parts: Sequence[_Part]) -> None:
+        """Train parts of the comparison, and write each batch as soon as it and those before it are finished.
+
+        The batches of all tasks are units of one piece of work, so that many workers have enough to do.
+        """
+        shared = {part.task.name: (part.task, self.plan.contenders(part.task)) for part in parts}
+        batches = [batch for part in parts for batch in self._batches(part, shared[part.task.name][1])]
+        places = [place for place, batch in enumerate(batches) if self._is_missing(batch)]
+        units = [
+            Unit((batch.runs, _CURVES[batch.part.phase], *self._where()), shared[batch.part.task.name])
+            for batch in map(batches.__getitem__, places)
+        ]
+        shown = self._show(batches, 0, places[0] if places else 0)
+        for index, (records, curves) in self.workers.each(_train, units, ordered=True):
+            self.folder.append([r.to_json() for r in records], [c.to_json() for c in curves])
+            shown = self._show(batches, shown, places[index] + 1)
+        self._show(batches, shown, len(batches))
+
+    def _is_missing(self, batch: _Batch) -> bool:
+        """A batch that was written in part is made again as a whole: the same batch gives the same bits."""
+        return any(run.key not in self.folder.done for run in batch.runs)
+
+    def replay(self) -> None:
+        """Record the mean multipliers of the learned controllers, which the replays need."""
+        asked = self.plan.replays()
+        seeds = self.plan.settings.seeds("tuning")
+        units = [Unit((contender.learned, seeds, *self._where()), shared=task) for task, contender in asked]
+        for index, replay in self.workers.each(replay_of, units, ordered=True):
+            self.plan.add_replay(*asked[index], replay)
+
+    def _where(self) -> tuple[torch.dtype, torch.device | str]:
+        return getattr(torch, self.plan.settings.dtype), self.device
+
+    def _batches(self, part: _Part, contenders: Mapping[str, Contender]) -> Iterator[_Batch]:
+        done = 0
+        for runs in batches_of(part.planned, contenders, part.task, self.plan.settings.max_runs):
+            done += len(runs)
+            yield _Batch(part, runs, done)
+
+    def _show(self, batches: Sequence[_Batch], start: int, stop: int) -> int:
+        """Report progress on some batches."""
+        if self.progress is not None:
+            for part, _, done in batches[start:stop]:
+                self.progress(done, len(part.planned), f"{part.task.name}: {part.label or part.phase}")
+        return stop
 
 
-def progress_bar() -> Progress:
-    """A bar on the terminal.
-
-    Raises:
-        ImportError: tqdm is missing; the message says which extra brings it.
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("a progress bar needs the package 'tqdm': pip install 'metalr[cli]'") from error
-    bars: dict[str, Any] = {}
-
-    def show(done: int, total: int, label: str) -> None:
-        if label not in bars:
-            bars[label] = tqdm(total=total, desc=label, unit="run")
-        bars[label].update(done - bars[label].n)
-        if done >= total:
-            bars[label].close()
-
-    return show
+def _train(
+    shared: tuple[Task, Mapping[str, Contender]],
+    batch: Sequence[PlannedRun],
+    curves: Curves,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[list[RunRecord], list[RunCurve]]:
+    """A unit: train one batch."""
+    return train_batch(*shared, batch, curves=curves, dtype=dtype, device=device)

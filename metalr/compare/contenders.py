@@ -77,9 +77,9 @@ class Contender(ABC):
             ValueError: a parameter is unknown, or has a value that is refused.
         """
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
-        """The inner optimizer of its runs: the task's, `inner`, unless it replaces or wraps that."""
-        return inner
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        """The inner optimizer of its runs: the task's, unless it replaces or wraps that."""
+        return task.optimizer
 
     def search(self, parameters: Parameters) -> StagedSearch | None:
         """The search that trains its runs in place of its controller; None for everyone else."""
@@ -100,7 +100,7 @@ class Contender(ABC):
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         """Runs of equal keys can share a batch: they have one inner optimizer and decide at the same steps."""
         controller = self.controller(parameters, task.horizon)
-        return self.optimizer(parameters, task.optimizer, task.horizon), controller.decisions, controller.spacing
+        return self.optimizer(parameters, task), controller.decisions, controller.spacing
 
     def describe(self) -> dict[str, Any]:
         """Everything that its records depend on, JSON-able, as far as it can be written."""
@@ -128,7 +128,7 @@ class Contender(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleContender(Contender):
-    """An open-loop schedule; one that moves the momentum too does so where the task's optimizer has momentum.
+    """An open-loop schedule; one that moves the momentum too does so in the batched engine, where there is momentum.
 
     Attributes:
         factory: `(**parameters) -> Schedule`.
@@ -149,11 +149,11 @@ class ScheduleContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(self.schedule(parameters), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
         schedule = self.schedule(parameters)
-        if not inner.has_momentum or not isinstance(schedule, _CYCLING):
-            return inner
-        return CycledMomentum(inner=inner, schedule=schedule, horizon=horizon)
+        if task.plain or not task.optimizer.has_momentum or not isinstance(schedule, _CYCLING):
+            return task.optimizer
+        return CycledMomentum(inner=task.optimizer, schedule=schedule, horizon=task.horizon)
 
     def describe(self) -> dict[str, Any]:
         cycles = {"cycle_momentum": True} if isinstance(self.schedule({}), _CYCLING) else {}
@@ -193,6 +193,9 @@ class StagedContender(Contender):
     def search(self, parameters: Parameters) -> StagedSearch:
         return StagedSearch(**self._completed(parameters))
 
+    def fits(self, task: Task) -> bool:
+        return not task.plain
+
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         return self.search(parameters), task.optimizer
 
@@ -211,11 +214,11 @@ class WrapperContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Constant(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
-        return self.factory(inner=inner, **self._completed(parameters))
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        return self.factory(inner=task.optimizer, **self._completed(parameters))
 
     def fits(self, task: Task) -> bool:
-        return _trains_weights(task)
+        return _trains_weights(task) and not task.plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +244,7 @@ class ExternalContender(Contender):
         return self.usual_lr
 
     def fits(self, task: Task) -> bool:
-        return _trains_weights(task) and self.inner in type(task.optimizer).__name__
+        return _trains_weights(task) and not task.plain and self.inner in type(task.optimizer).__name__
 
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         return self.name, super().batch_key(parameters, task)
@@ -263,8 +266,8 @@ class TargetContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Cosine(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer, horizon: int) -> InnerOptimizer:
-        return replace(self.replacement, clip_norm=inner.clip_norm)
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        return replace(self.replacement, clip_norm=task.optimizer.clip_norm)
 
     def base_lr(self, task: Task) -> float:
         return self.usual_lr

@@ -20,6 +20,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "model": repr(task.build()),
         "schedule": repr(task.schedule),
         "data": _data_digest(task.data),
+        **({"plain": True} if task.plain else {}),
     }
 
 

@@ -18,8 +18,9 @@ from metalr.compare.run_record import NO_TRIAL, Phase, PlannedRun, RunRecord
 from metalr.compare.selection import Criterion, best_trial, edges
 from metalr.compare.settings import Settings, trials_of
 from metalr.control.controller import Controller
+from metalr.control.reference import ReplayController
 from metalr.engine.episodes import run_episode
-from metalr.engine.runs import BatchedRuns
+from metalr.schedulers.plain_runs import runs_of
 from metalr.tasks.task import Task
 
 
@@ -37,7 +38,6 @@ class Plan:
         tuned: contenders with trials.
         learned: the controllers.
         ablations: those that need no training, on every task alike.
-        replays: task name -> the ablations that `add_replays` has made.
         fixed: contenders at an absolute LR: those that were passed, and what `add_calibrated` has made.
         wrong: contenders that start from wrong base LRs, beside the controllers and their ablations.
         targets: optimizers that set the targets.
@@ -60,7 +60,7 @@ class Plan:
         self.fixed = [contender for contender in more if contender.ignores_guess]
         self.learned = [LearnedContender(name=name, learned=learned) for name, learned in controllers.items()]
         self.ablations = _ablations(controllers if settings.ablations else {}, ablations, settings.seed)
-        self.replays: dict[str, list[Ablation]] = {task.name: [] for task in tasks}
+        self._replays: dict[str, list[Ablation]] = {task.name: [] for task in tasks}
         by_name = {contender.name: contender for contender in self.tuned}
         names = by_name if settings.wrong_base is None else settings.wrong_base
         self.wrong = [by_name.get(name) or get_contender(name) for name in names]
@@ -73,7 +73,7 @@ class Plan:
 
     def contenders(self, task: Task) -> dict[str, Contender]:
         """Everyone who may have runs on a task, by name."""
-        return {contender.name: contender for contender in (*self._everyone(), *self.replays[task.name])}
+        return {contender.name: contender for contender in (*self._everyone(), *self._replays[task.name])}
 
     def describe(self) -> dict[str, Any]:
         """Everything that the records depend on, for config.json."""
@@ -126,16 +126,13 @@ class Plan:
             for run in self._at_all_seeds(task, contender, "wrong-base", NO_TRIAL, contender.defaults, factor)
         ]
 
-    def add_replays(self, task: Task, device: torch.device | str) -> None:
-        """Record each learned controller's mean multipliers on the tuning seeds, from the task's base LR."""
-        seeds = torch.tensor(self.settings.seeds("tuning"))
-        for contender in self.learned if self.settings.ablations else ():
-            runs = BatchedRuns(task, len(seeds), dtype=getattr(torch, self.settings.dtype), device=device)
-            base_lr = torch.full((len(seeds),), task.base_lr, dtype=torch.float64)
-            episode = run_episode(contender.learned, runs, seeds, base_lr, splits=())
-            over_base = contender.learned.base(task.base_lr) / task.base_lr
-            replay = mean_replay(contender.learned, episode.multipliers * over_base)
-            self.replays[task.name].append(Ablation(name=f"{contender.name}: replay", variant=replay))
+    def replays(self) -> list[tuple[Task, LearnedContender]]:
+        """The learned controllers whose mean multipliers are wanted, and the tasks to record them on."""
+        return [(task, contender) for task in self.tasks for contender in self.learned if self.settings.ablations]
+
+    def add_replay(self, task: Task, contender: LearnedContender, replay: ReplayController) -> None:
+        """Let a replay of a learned controller take part on a task; see `replay_of`."""
+        self._replays[task.name].append(Ablation(name=f"{contender.name}: replay", variant=replay))
 
     def add_calibrated(self, records: Sequence[RunRecord]) -> None:
         """Fit the calibrated setting of each task on the trials of the others, where there are any of its kind."""
@@ -163,7 +160,7 @@ class Plan:
 
     def _untuned(self, task: Task) -> list[Contender]:
         fixed = [contender for contender in self.fixed if contender.fits(task)]
-        return [*fixed, *self.learned, *self.ablations, *self.replays[task.name]]
+        return [*fixed, *self.learned, *self.ablations, *self._replays[task.name]]
 
     def _at_all_seeds(
         self, task: Task, contender: Contender, phase: Phase, trial: int, parameters: Parameters, factor: float
@@ -172,6 +169,16 @@ class Plan:
         base_lr = contender.base_lr(task) * factor
         run = PlannedRun(task.name, contender.name, phase, trial, pairs, factor, base_lr, seed=0)
         return run.at_seeds(self.settings.seeds(phase))
+
+
+def replay_of(
+    task: Task, learned: Controller, seeds: Sequence[int], dtype: torch.dtype, device: torch.device | str
+) -> ReplayController:
+    """The mean multipliers of a controller on a task, from the task's base LR."""
+    runs = runs_of(task, len(seeds), dtype=dtype, device=device)
+    base_lr = torch.full((len(seeds),), task.base_lr, dtype=torch.float64)
+    episode = run_episode(learned, runs, torch.tensor(seeds), base_lr, splits=())
+    return mean_replay(learned, episode.multipliers * (learned.base(task.base_lr) / task.base_lr))
 
 
 def _ablations(controllers: Mapping[str, Controller], more: Mapping[str, Controller], seed: int) -> list[Ablation]:

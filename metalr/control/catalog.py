@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from metalr.control.controller import Controller
+from metalr.control.lstm import LSTMPolicyController
 from metalr.control.policy import PolicyController
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.control.reference import RandomController, ReplayController, ScheduleController
@@ -17,6 +18,7 @@ CONTROLLERS: dict[str, Any] = {
     "random": RandomController,
     "policy": PolicyController,
     "recurrent": RecurrentPolicyController,
+    "lstm": LSTMPolicyController,
     "replay": ReplayController,
     **RULES,
 }

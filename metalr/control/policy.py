@@ -20,15 +20,16 @@ class PolicyNetwork:
     It computes in the dtype of the observation, so that a float64 engine and a float64 loop agree closely.
 
     Args:
-        weights: `(out, in)` for each layer, the first with NUM_FEATURES inputs.
+        weights: `(out, in)` for each layer, the first with `num_inputs` inputs.
         biases: `(out,)` for each layer.
+        num_inputs: the features, unless something else reads those before.
 
     Raises:
         ValueError: the layers do not fit together, or a number is not finite.
     """
 
-    def __init__(self, weights: list[Tensor], biases: list[Tensor]) -> None:
-        width = NUM_FEATURES
+    def __init__(self, weights: list[Tensor], biases: list[Tensor], num_inputs: int = NUM_FEATURES) -> None:
+        self.num_inputs = width = num_inputs
         for weight, bias in zip(weights, biases, strict=True):
             if weight.dim() != 2 or weight.shape[1] != width or tuple(bias.shape) != (weight.shape[0],):
                 raise ValueError(
@@ -53,6 +54,51 @@ class PolicyNetwork:
         for index, (weight, bias) in enumerate(self._layers):
             hidden = functional.linear(torch.tanh(hidden) if index else hidden, weight, bias)
         return hidden
+
+    def require_outputs(self, action: ActionSpec) -> None:
+        """Check that the network has one output, the mean of the action, or `action.levels`, their values.
+
+        Raises:
+            ValueError: it has another number.
+        """
+        expected = action.levels or 1
+        if self.num_outputs != expected:
+            raise ValueError(f"got a policy with {self.num_outputs} outputs, expected {expected} for {action}")
+
+
+def choose_action(outputs: Tensor, action: ActionSpec) -> Tensor:
+    """The action in [-1, 1] that the outputs `(…, num_outputs)` of a network mean: a mean, or the level of most value.
+
+    Example:
+        >>> from metalr.control.actions import ActionSpec
+        >>> choose_action(torch.tensor([0.1, 0.7, 0.3]), ActionSpec(levels=3)).item()
+        0.0
+    """
+    if action.levels:
+        return action.level_action(outputs.argmax(-1))
+    return outputs[..., 0].clamp(-1.0, 1.0)
+
+
+def network_tensors(network: PolicyNetwork) -> dict[str, Tensor]:
+    """The tensors of a network, by name."""
+    named = {f"layers.{i}.weight": weight for i, weight in enumerate(network.weights)}
+    return named | {f"layers.{i}.bias": bias for i, bias in enumerate(network.biases)}
+
+
+def network_from(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], num_inputs: int = NUM_FEATURES
+) -> PolicyNetwork:
+    """The network of `config["num_layers"]` layers whose `network_tensors` these are.
+
+    Raises:
+        ValueError: it has no layers or too many, or see `PolicyNetwork`.
+    """
+    num_layers = int(config["num_layers"])
+    if not 1 <= num_layers <= 16:
+        raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")
+    weights = [tensors[f"layers.{i}.weight"] for i in range(num_layers)]
+    biases = [tensors[f"layers.{i}.bias"] for i in range(num_layers)]
+    return PolicyNetwork(weights, biases, num_inputs)
 
 
 class PolicyController(Controller):
@@ -79,9 +125,7 @@ class PolicyController(Controller):
         visible: tuple[str, ...] | None = None,
         spacing: Spacing = "even",
     ) -> None:
-        expected = action.levels or 1
-        if network.num_outputs != expected:
-            raise ValueError(f"got a policy with {network.num_outputs} outputs, expected {expected} for {action}")
+        network.require_outputs(action)
         self.network = network
         self.action = action
         self.schedule = schedule
@@ -97,10 +141,7 @@ class PolicyController(Controller):
         """The policy's action in [-1, 1], `(num_runs, num_groups)`."""
         if self._mask is not None:
             observation = observation * self._mask.to(observation)
-        outputs = self.network(observation)
-        if self.action.levels:
-            return self.action.level_action(outputs.argmax(-1))
-        return outputs[..., 0].clamp(-1.0, 1.0)
+        return choose_action(self.network(observation), self.action)
 
     def __call__(self, observation: Tensor, state: ActionState) -> tuple[Tensor, ActionState]:
         return actions.act(self.action, self.act(observation), observation, state)
@@ -116,16 +157,10 @@ class PolicyController(Controller):
         return PolicyController(self.network, self.action, schedule, self.decisions, self.visible, self.spacing)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"layers.{i}.weight": weight for i, weight in enumerate(self.network.weights)}
-        return named | {f"layers.{i}.bias": bias for i, bias in enumerate(self.network.biases)}
+        return network_tensors(self.network)
 
     @staticmethod
     def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "PolicyController":
         """Rebuild the controller from the results of `config` and `tensors`."""
-        num_layers = int(config["num_layers"])
-        if not 1 <= num_layers <= 16:
-            raise ValueError(f"got {num_layers} policy layers, expected 1 to 16")
-        weights = [tensors[f"layers.{i}.weight"] for i in range(num_layers)]
-        biases = [tensors[f"layers.{i}.bias"] for i in range(num_layers)]
         visible = tuple(config["visible"]) if config.get("visible") is not None else None
-        return PolicyController(PolicyNetwork(weights, biases), **acting_parts(config), visible=visible)
+        return PolicyController(network_from(config, tensors), **acting_parts(config), visible=visible)

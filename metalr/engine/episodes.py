@@ -10,7 +10,7 @@ from metalr.control import loop
 from metalr.control.controller import Controller, decision_steps
 from metalr.control.loop import EVERYTHING, Known
 from metalr.control.lr import interval_lr
-from metalr.engine.runs import BatchedRuns
+from metalr.engine.base import Runs
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Episode:
 
 def run_episode(
     controller: Controller,
-    runs: BatchedRuns,
+    runs: Runs,
     seeds: Tensor,
     base_lr: Tensor,
     *,
@@ -48,7 +48,7 @@ def run_episode(
 
     Args:
         controller: decides the multiplier.
-        runs: the engine; its runs are started anew.
+        runs: batched or plain; they are started anew.
         seeds: `(num_runs,)` int64.
         base_lr: `(num_runs,)`, the LR that the controller is given.
         decisions: per run; by default the controller's own number, or fewer in a run too short for them.
@@ -66,7 +66,7 @@ def run_episode(
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)
     base_lr = controller.base(base_lr.to(runs.device, torch.float64))
-    like = torch.ones((runs.num_runs, runs.layout.num_groups), dtype=runs.dtype, device=runs.device)
+    like = torch.ones((runs.num_runs, runs.num_groups), dtype=runs.dtype, device=runs.device)
     state = loop.init(controller.init(like), like)
 
     def lr_of(start: int, num_steps: int) -> Tensor:
@@ -88,6 +88,6 @@ def run_episode(
         torch.stack(record["log_loss"]),
         torch.stack(record["observations"]),
         torch.stack(record["multipliers"]),
-        runs.state.diverged,
+        runs.diverged,
         final,  # type: ignore[arg-type]
     )

@@ -1,5 +1,6 @@
 """Loss and metric of every run on a split."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch.func import vmap
 from metalr.engine.batched_losses import over_runs
 from metalr.engine.chunks import chunk_size
 from metalr.engine.gradients import RunLosses
-from metalr.tasks.data import Data, Split
+from metalr.tasks.data import Batch, Data, Split
 from metalr.trees import concatenate
 
 # Examples of each run that go through the network at once: few enough to stay in a CPU's cache.
@@ -21,6 +22,31 @@ class Evaluation(NamedTuple):
 
     loss: Tensor
     metric: Tensor
+
+    def failed_where(self, diverged: Tensor) -> "Evaluation":
+        """With an infinite loss for runs that have diverged, `(num_runs,)` bool, or have no loss."""
+        return Evaluation(torch.where(diverged | self.loss.isnan(), torch.inf, self.loss), self.metric)
+
+
+def mean_over(
+    chunks: Iterable[Batch], of_batch: Callable[[Tensor, Tensor], Evaluation], num_runs: int, device: torch.device
+) -> Evaluation:
+    """Means over the examples of a split.
+
+    Args:
+        chunks: inputs and targets `(num_runs, chunk, …)`.
+        of_batch: their loss and metric, `(num_runs,)` each.
+        num_runs: evaluated.
+        device: of the runs.
+    """
+    loss, metric = (torch.zeros(num_runs, dtype=torch.float64, device=device) for _ in range(2))
+    seen = 0
+    for inputs, targets in chunks:
+        chunk = of_batch(inputs, targets)
+        loss = loss + chunk.loss.double() * inputs.shape[1]
+        metric = metric + chunk.metric.double() * inputs.shape[1]
+        seen += inputs.shape[1]
+    return Evaluation(loss / seen, metric / seen)
 
 
 def runs_at_once(num_runs: int, batch_size: int, tensor_bytes: int, device: torch.device) -> int:
@@ -84,14 +110,8 @@ class Evaluator:
         return Evaluation(loss, self._metric_over_runs(outputs, targets) if self._metric_over_runs else unknown)
 
     def _means(self, split: Split, max_examples: int, params: Tensor, variants: Tensor) -> Evaluation:
-        loss, metric = (torch.zeros(len(params), dtype=torch.float64, device=params.device) for _ in range(2))
-        seen = 0
-        for inputs, targets in self.data.chunks(split, variants, max_examples, EVALUATION_CHUNK):
-            chunk = self.of_batch(params, inputs, targets)
-            loss = loss + chunk.loss.double() * inputs.shape[1]
-            metric = metric + chunk.metric.double() * inputs.shape[1]
-            seen += inputs.shape[1]
-        return Evaluation(loss / seen, metric / seen)
+        chunks = self.data.chunks(split, variants, max_examples, EVALUATION_CHUNK)
+        return mean_over(chunks, lambda x, y: self.of_batch(params, x, y), len(params), params.device)
 
     def _of_one(self, row: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and metric of one run with weights `(num_params,)`."""

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from metalr import seeding
 from metalr.engine import memory
+from metalr.engine.base import Runs
 from metalr.engine.chunks import chunk_size
 from metalr.engine.compilation import compiling_pays
 from metalr.engine.cuda_graphs import GraphExecutor
 from metalr.engine.evaluation import Evaluation, Evaluator, runs_at_once
 from metalr.engine.executors import CompiledExecutor, EagerExecutor, Executor
+from metalr.engine.initial_weights import BANK_SIZE, bank_index, banked_module
 from metalr.engine.interval import Interval, prospect
 from metalr.engine.layout import ParameterLayout
 from metalr.engine.step import RunState, TrainingStep
@@ -23,11 +25,8 @@ from metalr.tasks.models import seeded_parameters
 from metalr.tasks.task import Task
 from metalr.trees import map_leaves
 
-# Weights of layer types without a seeded initialiser come from a bank of this many constructed modules.
-BANK_SIZE = 64
 
-
-class BatchedRuns:
+class BatchedRuns(Runs):
     """`num_runs` training runs of one task, advanced together.
 
     Run *i* depends on `seeds[i]` alone: at the same `num_runs` it is bit-identical whatever its neighbours do.
@@ -48,7 +47,7 @@ class BatchedRuns:
             process. False has it choose by the clock, which may be faster.
 
     Raises:
-        ValueError: `num_runs` is below 1, the network cannot be batched, or the runs do not fit in the memory that
+        ValueError: `num_runs` is below 1, the task is for the plain path, or the runs do not fit in the memory that
             the device has free.
 
     Attributes:
@@ -77,14 +76,15 @@ class BatchedRuns:
         planned_steps: int | None = None,
         kernels_by_rule: bool = True,
     ) -> None:
-        if num_runs < 1:
-            raise ValueError(f"got num_runs {num_runs}, expected at least 1: it is the number of parallel runs")
+        super().__init__(task, num_runs, dtype, device)
         if compile not in (True, False, "auto"):
             raise ValueError(f"got compile {compile!r}, expected True, False or 'auto': use one of these")
-        self.task = task
-        self.num_runs = num_runs
-        self.dtype = dtype
-        self.device = torch.device(device)
+        if task.plain:
+            raise ValueError(
+                f"got the task {task.name!r} with plain=True, whose runs cannot advance in one batch, expected one "
+                "without: environments, comparisons, schedules and LR range tests train it; what needs the batched "
+                "engine, such as meta-gradients, evolution strategies and cloning, does not"
+            )
         self.module = task.build().to(dtype)
         if task.initial_weights is not None:  # frozen parameters are read from the module itself
             self.module.load_state_dict(dict(task.initial_weights), strict=False)
@@ -109,6 +109,14 @@ class BatchedRuns:
         self.variants: Tensor
 
     @property
+    def num_groups(self) -> int:
+        return self.layout.num_groups
+
+    @property
+    def diverged(self) -> Tensor:
+        return self.state.diverged
+
+    @property
     def state(self) -> RunState:
         """The runs between two inner steps."""
         if self._state is None:
@@ -120,7 +128,6 @@ class BatchedRuns:
         self._state = state
 
     def init(self, seeds: Tensor) -> None:
-        """Start all runs anew from their seeds, `(num_runs,)` int64."""
         self._require_one_each(seeds, "seeds")
         self.data.restart()
         self.seeds = seeds.to(self.device, torch.int64)
@@ -128,12 +135,6 @@ class BatchedRuns:
         self.state = self._fresh(self.seeds)
 
     def reset_runs(self, which: Tensor, seeds: Tensor) -> None:
-        """Start some runs anew and leave every bit of the others as it is.
-
-        Args:
-            which: `(num_runs,)` bool.
-            seeds: `(num_runs,)` int64; only the entries of `which` are read.
-        """
         self._require_one_each(which, "which")
         self._require_one_each(seeds, "seeds")
         which = which.to(self.device, torch.bool)
@@ -144,28 +145,12 @@ class BatchedRuns:
         self.state = map_leaves(lambda old, new: old.index_copy(0, index, new), self.state, fresh)
 
     def unroll(self, lr: Tensor, num_steps: int) -> RunStats:
-        """Apply `num_steps` inner steps and measure them.
-
-        Args:
-            lr: `(num_runs, num_groups)` or `(num_runs,)` for one LR throughout, or `(num_steps, num_runs,
-                num_groups)`; absolute, finite and not negative.
-            num_steps: at least 2, since gradients are compared over the last two.
-
-        Raises:
-            ValueError: an LR is negative or not finite, its shape is wrong, or `num_steps` is below 2.
-        """
-        if num_steps < 2:
-            raise ValueError(f"got num_steps {num_steps}, expected at least 2: statistics compare the last two steps")
-        lr, state = self._check_lr(lr, num_steps), self.state
+        lr, state = self._check_unroll(lr, num_steps), self.state
         with torch.no_grad():
             self.state, run_stats = self.executor.unroll(state, Interval(self.seeds, self.variants, lr))
         return run_stats
 
     def probe(self, lr: Tensor) -> Prospect:
-        """The next update as it would be at an LR `(num_runs, num_groups)`.
-
-        Pure: weights, buffers, counters and data order stay as they are, to the bit.
-        """
         lr = self._check_lr(lr, 1)[0]
         with torch.no_grad():
             state = self.state
@@ -174,25 +159,13 @@ class BatchedRuns:
             return prospect(self.layout, state.params, new.params, gradient, loss)
 
     def evaluate(self, split: Split, max_examples: int = 1 << 62, which: Tensor | None = None) -> Evaluation:
-        """Mean loss and metric over a split (or its first `max_examples` examples).
-
-        Args:
-            split: "train", "valid" or "test".
-            max_examples: limit for each run.
-            which: indices of the runs to evaluate; None for all.
-
-        Returns:
-            One entry for each evaluated run; a diverged run has infinite loss.
-        """
         params, variants, diverged = self.state.params, self.variants, self.state.diverged
         if which is not None:
             params, variants, diverged = params[which], variants[which], diverged[which]
         with torch.no_grad():
-            loss, metric = self._evaluator(split, max_examples, params, variants)
-        return Evaluation(torch.where(diverged | loss.isnan(), torch.inf, loss), metric)
+            return self._evaluator(split, max_examples, params, variants).failed_where(diverged)
 
     def module_of(self, run: int) -> nn.Module:
-        """A plain module with the present weights of one run."""
         module = copy.deepcopy(self.module)
         row = self.state.params[run].detach().clone()
         module.load_state_dict(self.layout.unflatten(row), strict=False)
@@ -215,31 +188,6 @@ class BatchedRuns:
             return CompiledExecutor(self.step, self.data, chunk, kernels_by_rule)
         return EagerExecutor(self.step, self.data, chunk)
 
-    def _require_one_each(self, values: Tensor, name: str) -> None:
-        if tuple(values.shape) != (self.num_runs,):
-            raise ValueError(
-                f"got {name} of shape {tuple(values.shape)}, expected ({self.num_runs},): one for each run"
-            )
-
-    def _check_lr(self, lr: Tensor, num_steps: int) -> Tensor:
-        lr = lr.to(self.device, self.dtype)
-        shape = (num_steps, self.num_runs, self.layout.num_groups)
-        if lr.dim() == 1:
-            lr = lr[:, None].expand(-1, shape[2])
-        if tuple(lr.shape) not in (shape, shape[1:]):
-            raise ValueError(
-                f"got an LR of shape {tuple(lr.shape)}, expected (num_runs, num_groups) = {shape[1:]} or "
-                f"(num_steps, num_runs, num_groups) = {shape}"
-            )
-        if self.device.type == "cpu":  # elsewhere asking would wait for the device
-            low, high = (bound.item() for bound in torch.aminmax(lr))
-            if not 0.0 <= low <= high < float("inf"):
-                raise ValueError(
-                    f"got LRs between {low} and {high}, expected finite numbers "
-                    "that are not negative: check the schedule or controller that made them"
-                )
-        return lr.expand(shape)
-
     def _fresh(self, seeds: Tensor) -> RunState:
         params = self._initial_params(seeds)
         num_runs = len(seeds)
@@ -261,13 +209,9 @@ class BatchedRuns:
             return self.layout.flatten(drawn).to(self.dtype)
         if self._bank is None:
             self._bank = self._build_bank()
-        return self._bank[seeding.integers(BANK_SIZE, seeding.stream(seeds, "init"))]
+        return self._bank[bank_index(seeds)]
 
     def _build_bank(self) -> Tensor:
-        rows = []
-        with torch.random.fork_rng(devices=[]):
-            for index in range(BANK_SIZE):
-                torch.manual_seed(index)
-                module = self.task.model()
-                rows.append(self.layout.flatten({name: p.detach() for name, p in module.named_parameters()}))
+        modules = (banked_module(self.task, index) for index in range(BANK_SIZE))
+        rows = [self.layout.flatten({name: p.detach() for name, p in m.named_parameters()}) for m in modules]
         return torch.stack(rows).to(self.device, self.dtype)

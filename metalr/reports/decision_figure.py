@@ -34,7 +34,7 @@ def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, 
         raise ValueError(f"got features {unknown}, expected names among {', '.join(history[0]['features'])}")
     updates = [entry["updates"] for entry in history]
     figure, (left, right) = panels(2)
-    _draw_multiplier(left, scheduler, updates, [entry["lr_multiplier"][group] for entry in history])
+    draw_multiplier(left, scheduler, updates, [entry["lr_multiplier"][group] for entry in history])
     for name in features:
         right.plot(updates, [entry["features"][name][group] for entry in history], label=name, linewidth=1.5)
     right.set(ylim=(-1.05, 1.05), xlabel="optimizer updates", ylabel="feature", title="what it saw")
@@ -43,7 +43,8 @@ def draw_decisions(scheduler: LearnedLR, path: str | Path, features: tuple[str, 
     return Path(path)
 
 
-def _draw_multiplier(axis: Any, scheduler: LearnedLR, updates: list[int], multipliers: list[float]) -> None:
+def draw_multiplier(axis: Any, scheduler: LearnedLR, updates: list[int], multipliers: list[float]) -> None:
+    """Draw the multiplier over the run, with its bounds where they are near."""
     until = max(scheduler.updates, updates[-1])  # the last decision holds to the present end
     axis.step([*updates, until], [*multipliers, multipliers[-1]], where="post", color="#0072B2", linewidth=1.8)
     axis.axhline(1.0, color="#7F7F7F", linewidth=0.8)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metalr.engine.runs import BatchedRuns
 from metalr.reports import figures
+from metalr.schedulers.plain_runs import runs_of
 from metalr.tasks.task import Task
 
 # Inner steps behind one point of the curve.
@@ -79,14 +79,14 @@ def find_lr(
             "least 10 points and 1 seed: pass for example (1e-4, 1e3), 100 and 16"
         )
     lrs = task.base_lr * np.geomspace(low, high, num_points)
-    runs = BatchedRuns(task, num_seeds, device=device)
+    runs = runs_of(task, num_seeds, device=device)
     runs.init(torch.arange(seed, seed + num_seeds))
     logs = np.full((num_points, num_seeds), np.nan)
     for point, lr in enumerate(lrs):
-        stats = runs.unroll(torch.full((num_seeds, 1), float(lr)).expand(-1, runs.layout.num_groups), _STEPS_PER_POINT)
-        alive = (stats.num_losses == _STEPS_PER_POINT) & ~runs.state.diverged
+        stats = runs.unroll(torch.full((num_seeds, 1), float(lr)).expand(-1, runs.num_groups), _STEPS_PER_POINT)
+        alive = (stats.num_losses == _STEPS_PER_POINT) & ~runs.diverged
         logs[point] = torch.where(alive, stats.log_loss.double(), torch.nan).cpu().numpy()
-    return _read(lrs, _smooth(logs))
+    return read_curve(lrs, logs)
 
 
 def _smooth(logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -98,7 +98,17 @@ def _smooth(logs: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(known, smoothed, np.nan)
 
 
-def _read(lrs: NDArray[np.float64], logs: NDArray[np.float64]) -> LRCurve:
+def read_curve(lrs: NDArray[np.float64], logs: NDArray[np.float64]) -> LRCurve:
+    """Smooth what a range test measured, and read the suggestion off it.
+
+    Args:
+        lrs: `(num_points,)`, ascending.
+        logs: log losses, `(num_points, num_seeds)`; NaN where a run has diverged.
+
+    Raises:
+        ValueError: no LR lowers the loss.
+    """
+    logs = _smooth(logs)
     usable = np.isfinite(logs).mean(1) >= 0.5
     end = int(np.argmin(usable)) if not usable.all() else len(lrs)
     bands = np.full((3, len(lrs)), np.nan)
@@ -124,14 +134,16 @@ def lr_figure(curve: LRCurve, title: str = "LR range test") -> Any:
         ImportError: matplotlib is missing; the message names the extra.
     """
     figure, (axis,) = figures.panels(1)
-    axis.plot(curve.lr, curve.loss, color="#0072B2", linewidth=1.8, label="median over seeds")
+    spread = bool(np.nanmax(curve.high / curve.low) > 1.0)
+    axis.plot(curve.lr, curve.loss, color="#0072B2", linewidth=1.8, label="median over seeds" if spread else "one run")
     axis.fill_between(curve.lr, curve.low, curve.high, color="#0072B2", alpha=0.15, linewidth=0)
     axis.axvline(curve.suggestion, color="#D55E00", label=f"suggestion {curve.suggestion:.3g}")
     axis.axvline(curve.steepest, color="grey", linestyle=":", label=f"steepest {curve.steepest:.3g}")
     axis.axvline(curve.lowest, color="grey", linestyle="--", label=f"lowest {curve.lowest:.3g}")
     best = float(np.nanmin(curve.loss))
     axis.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="smoothed train loss", title=title)
-    axis.set_ylim(0.9 * best, min(_EXPLODED * best, 1.3 * float(np.nanmax(curve.loss))))
+    top = max(_EXPLODED * best, 1.2 * float(curve.loss[0]))
+    axis.set_ylim(0.9 * best, min(top, 1.3 * float(np.nanmax(curve.loss))))
     figures.plain_ticks(axis)
     axis.legend(frameon=False, fontsize=9)
     return figure

@@ -1,5 +1,6 @@
 """The tables of a comparison as grids of text: the columns, and the sentences below them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def result_grid(comparison: Comparison, task: str, criterion: Criterion) -> Grid
         *edge_warnings(rows),
     ]
     marked = frozenset(index for index, row in enumerate(rows) if row.kind is Kind.LEARNED)
-    return Grid(f"{task}: {criterion.label}", header, cells, notes, marked)
+    dispensable = ("idle", "worst", "median", "metric", "trials", "div", "base LR")
+    return Grid(f"{task}: {criterion.label}", header, cells, notes, marked, dispensable)
 
 
 def _result_cells(row: ResultRow) -> list[Cell]:
@@ -159,6 +161,7 @@ def wrong_base_grid(
         [[name, *_wrong_base_cells(found, factors, shown)] for name, found in by_name.items()],
         notes,
         frozenset(index for index, name in enumerate(by_name) if kinds.get(name) is Kind.LEARNED),
+        [f"x{factor:g}" for factor in sorted(factors, key=lambda factor: abs(math.log(factor))) if factor != 1.0],
     )
 
 
@@ -207,8 +210,10 @@ def price_grid(comparison: Comparison, task: str, criterion: Criterion = Criteri
         f"seeds, of the best of the first trials by its {criterion.selected_on} loss on "
         f"{comparison.settings.tuning_seeds} tuning seeds. The first trial is the defaults at the base LR."
     )
-    header = ["contender", *(f"{count} trial{'s' if count > 1 else ''}" for count in counts)]
-    return Grid(f"{task}: the price of tuning", header, cells, [note])
+    names = [f"{count} trial{'s' if count > 1 else ''}" for count in counts]
+    return Grid(
+        f"{task}: the price of tuning", ["contender", *names], cells, [note], drop_first=[*names[1:-1], *names[:1]]
+    )
 
 
 def average_grid(comparison: Comparison, criterion: Criterion) -> Grid:

@@ -14,5 +14,10 @@ alerts        warnings about a user's loop, each given once
 history       a record of each decision
 param_groups  reading, writing and restoring LRs in parameter groups
 hooks         calls around `optimizer.step()`
+plain_runs    the runs of a task through its own network, optimizer and loader, one after the other
+own_randomness  the random numbers of such a run
+decision_log  the decisions of a run for an experiment tracker
 adapters      integrations with the loops of other libraries
+huggingface_callback  a controller in Hugging Face's Trainer
+lightning_callback  a controller in Lightning
 """

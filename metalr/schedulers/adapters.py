@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from metalr.schedulers.learned_lr import LearnedLR
+from metalr.schedulers.loss_log import Loss
 from metalr.schedules import Schedule
 
 
-def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callable[..., Any]:
+class Observer(Protocol):
+    """The part of `LearnedLR` to which losses are passed; a callback that makes its scheduler later has it too."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates made so far."""
+
+    def observe(self, loss: Loss) -> None:
+        """Take the loss of the coming update."""
+
+
+def observing(loss_function: Callable[..., Any], scheduler: Observer) -> Callable[..., Any]:
     """A loss function that also passes its training losses to a scheduler, for Hugging Face's `compute_loss_func`.
 
     Losses that need no gradient, as in evaluation, are not passed. With `num_items_in_batch`, the losses of accumulated
@@ -37,7 +48,7 @@ def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callab
         loss = loss_function(*args, **kwargs)
         first = _training_loss(loss)
         if first is not None:
-            scheduler.observe(first if kwargs.get("num_items_in_batch") is None else parts.next(first))
+            parts.pass_on(first, kwargs)
         return loss
 
     return observed
@@ -46,11 +57,16 @@ def observing(loss_function: Callable[..., Any], scheduler: LearnedLR) -> Callab
 class _Parts:
     """Parts of the loss of one update, made into numbers whose mean is their sum, since `observe` takes means."""
 
-    def __init__(self, scheduler: LearnedLR) -> None:
+    def __init__(self, scheduler: Observer) -> None:
         self.scheduler = scheduler
         self.update = -1
 
-    def next(self, part: Tensor) -> Tensor:
+    def pass_on(self, loss: Tensor, arguments: Mapping[str, Any]) -> None:
+        """Pass the scheduler a loss that was computed from these arguments."""
+        is_part = arguments.get("num_items_in_batch") is not None
+        self.scheduler.observe(self._next(loss) if is_part else loss)
+
+    def _next(self, part: Tensor) -> Tensor:
         """The number for the next part."""
         if self.update != self.scheduler.updates:
             self.update, self.count, self.sum = self.scheduler.updates, 0, torch.zeros_like(part.detach())
@@ -61,8 +77,10 @@ class _Parts:
         return number
 
 
-def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
+def observe_forward(model: nn.Module, scheduler: Observer) -> RemovableHandle:
     """Pass a scheduler the `loss` that a model returns in training, as Hugging Face models do.
+
+    A model that takes `num_items_in_batch` returns parts of a sum, as a loss function does (see `observing`).
 
     Args:
         model: returns an output with a `loss`, as an attribute or a key, or a tuple that begins with it.
@@ -71,17 +89,18 @@ def observe_forward(model: nn.Module, scheduler: LearnedLR) -> RemovableHandle:
     Returns:
         A handle; `handle.remove()` stops the passing.
     """
+    parts = _Parts(scheduler)
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(output, Mapping):
             loss = output.get("loss")
         else:
             loss = getattr(output, "loss", output[0] if isinstance(output, tuple) else None)
         first = _training_loss(loss)
         if first is not None:
-            scheduler.observe(first)
+            parts.pass_on(first, kwargs)
 
-    return model.register_forward_hook(hook)
+    return model.register_forward_hook(hook, with_kwargs=True)
 
 
 def _training_loss(loss: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalr.control import loop
 from metalr.control.controller import Controller
+from metalr.control.explanation import Reasons, reasons_for
 from metalr.control.loop import Known
 from metalr.control.lr import bounded_multiplier
 from metalr.schedulers.clock import DecisionClock
@@ -93,6 +94,7 @@ class ControlledRun:
         self.losses = LossLog()
         self.history = History()
         self.state = loop.init(self.controller.init(like), like)
+        self._before: Any = None
         self._read_from: Tensor | None = None
         self._read: list[float] = []
 
@@ -121,6 +123,7 @@ class ControlledRun:
         """Forget the first decision, to take it again on other gradients before any update is made."""
         like = torch.ones_like(self.state.multiplier)
         self.clock.started = False
+        self._before = None
         self.state = loop.init(self.controller.init(like), like)
 
     def start(self, lrs: list[float]) -> None:
@@ -134,6 +137,7 @@ class ControlledRun:
         loss = self.ranks.talk.first_loss(self.losses)
         log_loss = torch.tensor([math.nan if loss is None else loss], dtype=torch.float64).log()
         prospect = Prospect(*self.meter.prospect(lrs), log_loss)
+        self._before = self.state.controller
         self.state = loop.start(self.controller, self.state, prospect, self._horizon, self._known(loss is not None))
         self._agree(0)
 
@@ -166,6 +170,7 @@ class ControlledRun:
         if not self.clock.due or stop is None:
             return False
         stats, has_loss = self._stats(stop)
+        self._before = self.state.controller
         self.state = loop.decide(
             self.controller, self.state, stats, self.clock.updates, self._horizon, self._known(has_loss)
         )
@@ -183,6 +188,12 @@ class ControlledRun:
     def has_loss(self) -> bool:
         """Whether the last decision saw losses."""
         return any(feature(self.state.observation, "has_loss")[0].tolist())
+
+    def reasons(self) -> Reasons | None:
+        """Why the last decision was as it was; None if there was none since the run was begun or loaded."""
+        if self._before is None:
+            return None
+        return reasons_for(self.controller, self.state.observation, self._before)
 
     def multipliers(self, num_groups: int) -> list[float]:
         """The multiplier of each parameter group; 1 for groups added to a run that controls its groups separately.

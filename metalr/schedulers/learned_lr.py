@@ -221,18 +221,27 @@ class LearnedLR(LRScheduler):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The latest thousand decisions, oldest first, as dicts with the keys of `explain` except `lr`."""
+        """The latest thousand decisions, oldest first, as dicts with the first three keys of `explain`."""
         return self.run.history.entries()
 
     def explain(self) -> dict[str, Any]:
-        """The last decision: the features behind it, and its result.
+        """The last decision: the features behind it, its result, and the reasons.
 
         Returns:
             A dict: `updates` made before the decision; `features`, name -> one number for each controlled group;
-            `lr_multiplier`, one number for each controlled group; `lr`, the LR now in force for each parameter group.
+            `lr_multiplier`, one number for each controlled group; `lr`, the LR now in force for each parameter group;
+            `contributions`, feature -> log of the multiplier over the one that the controller would have decided
+            without it, for each controlled group; `why`, the same in a sentence or two for each. The last two are
+            empty before the first decision, and after `load_state_dict` until the next.
         """
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        return self.run.history.latest(self.updates, self.run.state) | {"lr": lrs}
+        found = self.run.history.latest(self.updates, self.run.state) | {"lr": lrs}
+        reasons = self.run.reasons()
+        if reasons is None:
+            return found | {"contributions": {}, "why": []}
+        bounds, groups = self.controller.bounds, range(len(found["lr_multiplier"]))
+        why = [reasons.in_words(bounds, group) for group in groups]
+        return found | {"contributions": reasons.numbers(), "why": why}
 
     def __repr__(self) -> str:
         lrs, multipliers = (

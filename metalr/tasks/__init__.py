@@ -2,6 +2,7 @@
 
 task         `Task`: a network, data, a loss, an inner optimizer and a budget
 catalog      the shipped tasks by name
+imported     a task of your own by module and function
 families     distributions of shipped tasks
 general      the wide family of small tasks that a general controller is trained and chosen on
 meta_test    the fixed tasks that it is tested on

@@ -16,6 +16,7 @@ from metalr.optimizers.classic import AdamW, ExpectedSGD
 from metalr.registry import look_up
 from metalr.tasks import datasets, models
 from metalr.tasks.data import TensorData
+from metalr.tasks.imported import imported_task
 from metalr.tasks.losses import accuracy, noisy_quadratic_loss, squared_distance, token_cross_entropy
 from metalr.tasks.task import Task
 
@@ -121,18 +122,45 @@ TASKS: dict[str, Callable[..., Task]] = {
 
 
 def make_task(name: str, **changes: Any) -> Task:
-    """Build a shipped task by name.
+    """Build a shipped task by name, or one of your own by module and function.
 
     Args:
-        name: a key of `TASKS`.
-        **changes: any argument of `Task`, or of the task's builder (width, depth, …), to override.
+        name: a key of `TASKS`, or "module:function" as for `metalr.tasks.imported.imported_task`.
+        **changes: any argument of `Task`, or of a shipped task's builder (width, depth, …), to override.
 
     Raises:
-        ValueError: the name is unknown (the message suggests the nearest), or a number is out of range.
+        ValueError: the name is unknown (the message suggests the nearest), a number is out of range, or the function
+            is not there or returns something else.
         TypeError: an argument is unknown.
 
     Example:
         >>> make_task("quadratic", horizon=50).base_lr
         0.2
     """
+    if is_imported(name):
+        return imported_task(name).with_(**changes)
     return look_up(TASKS, name, "task")(**changes)
+
+
+def named_task(name: str, horizon: int | None, usual_horizon: int, **changes: Any) -> Task:
+    """Build a task for a command, whose options are None where they were not given.
+
+    Args:
+        name: as for `make_task`.
+        horizon: None leaves that of one's own task alone and gives a shipped one the usual one.
+        usual_horizon: of the command.
+        **changes: as for `make_task`; None changes nothing.
+
+    Example:
+        >>> named_task("quadratic", None, 400, optimizer=None).horizon
+        400
+    """
+    if horizon is None and not is_imported(name):
+        horizon = usual_horizon
+    given = {key: value for key, value in {"horizon": horizon, **changes}.items() if value is not None}
+    return make_task(name, **given)
+
+
+def is_imported(name: str) -> bool:
+    """Whether the name is "module:function" rather than that of a shipped task."""
+    return ":" in name

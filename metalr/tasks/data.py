@@ -7,10 +7,11 @@ meta-loss; *test* is only ever reported.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from metalr import seeding
 
@@ -67,6 +68,10 @@ class Data(ABC):
 
     def restart(self) -> None:  # noqa: B027 -- only a stream has anything to restart
         """Return to step 0; called when all runs start anew."""
+
+    def alone(self) -> "Data":
+        """The same data for a run of its own: a stream has a position, which runs cannot share."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +222,9 @@ class LoaderData(Data):
         self._iterator = iter(())
         self._last_step = -1
 
+    def alone(self) -> "LoaderData":
+        return self.to(self._device, self._dtype)
+
     def _next(self) -> Batch:
         for _ in range(2):
             for batch in self._iterator:
@@ -225,16 +233,68 @@ class LoaderData(Data):
         raise ValueError("got a data loader that yields nothing, expected (inputs, targets) pairs: check its dataset")
 
     def _move(self, batch: Batch) -> Batch:
-        inputs, targets = (
-            tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)[None]
-            for tensor in batch
-        )
-        return inputs, targets
+        return _for_one_run(batch, self._device, self._dtype)
 
     @staticmethod
     def _require_one_run(num_runs: int) -> None:
         if num_runs != 1:
             raise ValueError(
                 f"got {num_runs} runs on a data loader, expected 1, since a loader has a single order: "
-                "use TensorData for batched runs, or num_runs=1"
+                "use TensorData for batched runs, num_runs=1, or Task(plain=True), whose runs iterate one by one"
             )
+
+
+class DatasetData(Data):
+    """A `torch.utils.data.Dataset` of `(input, target)` pairs, for one run at a time on the plain path.
+
+    Examples are drawn with replacement, the same ones as from resident tensors, and loaded in the process itself. For
+    worker processes or another order, make a `DataLoader` of the dataset.
+
+    Args:
+        train: has a length, and `train[i]` is an input and a target.
+        valid: of the same kind; None takes `train`.
+        test: of the same kind; None takes `valid`.
+
+    Example:
+        >>> pairs = torch.utils.data.TensorDataset(torch.arange(10.0), torch.arange(10))
+        >>> zero = torch.zeros(1, dtype=torch.int64)
+        >>> inputs, targets = next(DatasetData(pairs).batches(zero, zero, zero, num_steps=1, batch_size=3))
+        >>> inputs.shape, bool((inputs == targets).all())
+        (torch.Size([1, 3]), True)
+    """
+
+    def __init__(self, train: Dataset, valid: Dataset | None = None, test: Dataset | None = None) -> None:
+        self.train: Any = train
+        self.valid: Any = valid if valid is not None else train
+        self.test: Any = test if test is not None else self.valid
+        self._device: torch.device | str = "cpu"
+        self._dtype = torch.float32
+
+    def batches(
+        self, seeds: Tensor, variants: Tensor, first_step: Tensor, num_steps: int, batch_size: int
+    ) -> Iterator[Batch]:
+        start = int(first_step)
+        for step in range(start, start + num_steps):
+            position = torch.arange(batch_size, device=seeds.device)
+            indices = seeding.integers(len(self.train), seeding.stream(seeds, "data"), step, position)
+            yield self._collate(self.train, indices.tolist())
+
+    def chunks(self, split: Split, variants: Tensor, max_examples: int, chunk_size: int) -> Iterator[Batch]:
+        examples = getattr(self, split)
+        end = min(max_examples, len(examples))
+        for start in range(0, end, chunk_size):
+            yield self._collate(examples, range(start, min(start + chunk_size, end)))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "DatasetData":
+        moved = DatasetData(self.train, self.valid, self.test)
+        moved._device, moved._dtype = device, dtype
+        return moved
+
+    def _collate(self, examples: Any, indices: Iterable[int]) -> Batch:
+        return _for_one_run(default_collate([examples[index] for index in indices]), self._device, self._dtype)
+
+
+def _for_one_run(batch: Iterable[Tensor], device: torch.device | str, dtype: torch.dtype) -> Batch:
+    """Inputs and targets `(1, batch, …)` on a device, floating-point numbers in `dtype`."""
+    inputs, targets = (part.to(device, dtype if part.is_floating_point() else part.dtype)[None] for part in batch)
+    return inputs, targets

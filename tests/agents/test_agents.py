@@ -15,7 +15,8 @@ from metalr.agents.ppo import PPOSettings, build_ppo, train_ppo
 from metalr.agents.run_folder import TrainOptions, build_transition, export_folder, read_options, train
 from metalr.agents.sb3_callbacks import CHECKPOINT
 from metalr.agents.sb3_export import export_policy
-from metalr.agents.sb3_training import CONTROLLER, Budget
+from metalr.agents.sb3_training import Budget
+from metalr.agents.training_folder import CONTROLLER
 from metalr.artefacts.controller_file import load_card, load_controller
 from metalr.control.actions import ActionSpec
 from metalr.control.policy import PolicyController

@@ -19,7 +19,7 @@ from metalr.control.policy import PolicyController
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Constant, Cosine, Function, Linear, Sequence, Warmup
-from tests.support.policies import random_policy, recurrent_policy
+from tests.support.policies import lstm_policy, random_policy, recurrent_policy
 from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, DECISIONS, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedLR. the loss exploded")
@@ -215,7 +215,7 @@ def test_the_replay_table_of_early_decisions(tmp_path):
     assert not (tmp_path / "c.csv").exists()
 
 
-@pytest.mark.parametrize("make", [random_policy, recurrent_policy], ids=["policy", "recurrent"])
+@pytest.mark.parametrize("make", [random_policy, recurrent_policy, lstm_policy], ids=["policy", "recurrent", "lstm"])
 def test_early_decisions_are_in_the_file(make, tmp_path):
     controller = make(spacing="doubling")
     made = module_of(controller, tmp_path).make_controller()

@@ -642,10 +642,6 @@ def test_progress_counts_every_run(tmp_path: Path) -> None:
         student(), tmp_path / "run", settings, progress=lambda d, n, label: seen.setdefault(label, []).extend((d, n))
     )
     assert seen["teacher-student: tuning"][-2:] == [16, 16]
-    pytest.importorskip("tqdm")
-    show = comparison.progress_bar()
-    show(1, 2, "task: tuning")
-    show(2, 2, "task: tuning")
 
 
 def test_ablations_decide_when_their_controller_does():

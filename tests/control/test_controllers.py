@@ -24,7 +24,7 @@ from metalr.learned.export import controller_of
 from metalr.learned.policies import GRUPolicy
 from metalr.schedules import Constant, Cosine
 from metalr.signals.observations import FEATURE_NAMES, FEATURES, NUM_FEATURES
-from tests.support.policies import random_policy, recurrent_policy
+from tests.support.policies import lstm_policy, random_policy, recurrent_policy
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -51,6 +51,10 @@ EXAMPLES = {
     "recurrent": [
         lambda: controller_of(GRUPolicy(decisions=20), schedule=Cosine()),
         lambda: recurrent_policy(visible=("polyak", "has_loss"), spacing="doubling"),
+    ],
+    "lstm": [
+        lstm_policy,
+        lambda: lstm_policy(levels=5, visible=("polyak", "has_loss"), spacing="doubling"),
     ],
     "replay": [
         lambda: ablations.ReplayController((1.0, 0.5, 0.25), Cosine()),
@@ -351,3 +355,41 @@ def test_a_horizon_that_is_too_short(horizon, decisions, spacing):
 def test_an_unknown_spacing(controller, spacing):
     with pytest.raises(ValueError, match=r"got spacing .*, expected 'even' or 'doubling'"):
         build_controller(controller.config() | {"spacing": spacing}, controller.tensors())
+
+
+def test_a_cell_is_torchs_own():
+    torch.manual_seed(0)
+    policy = lstm_policy()
+    lstm = torch.nn.LSTM(NUM_FEATURES, 4, num_layers=2)
+    own = dict(lstm.named_parameters())
+    for i, cell in enumerate(policy.cells):
+        for name, tensor in cell._asdict().items():
+            own[f"{name}_l{i}"].data = tensor
+    seen = observations(dtype=torch.float32).flatten(1, 2)  # (decisions, runs · groups, features)
+    memory = policy.init(seen[0, :, None, 0]).memory
+    state = None
+    for observation in seen:
+        action, memory = policy.decide(observation[:, None], memory)
+        hidden, state = lstm(observation[None], state)
+        assert torch.allclose(action[:, 0], policy.head(hidden[0])[:, 0].clamp(-1.0, 1.0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cells.0.weight_ih": torch.zeros(16, 5)}, "got weight_ih of shape"),
+        ({"cells.1.bias_hh": torch.full((16,), math.nan)}, "expected finite numbers"),
+        ({"layers.0.weight": torch.zeros(6, 5)}, "got a policy layer of shapes"),
+    ],
+)
+def test_hostile_memory_is_refused(change, message):
+    policy = lstm_policy()
+    with pytest.raises(ValueError, match=message):
+        build_controller(policy.config(), {**policy.tensors(), **change})
+
+
+def test_absurd_numbers_of_cells_are_refused():
+    policy = lstm_policy()
+    for count in (0, 10**9):
+        with pytest.raises(ValueError, match="cells of long short-term memory"):
+            build_controller({**policy.config(), "num_cells": count}, policy.tensors())

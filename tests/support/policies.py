@@ -5,6 +5,7 @@ from torch import nn
 
 from metalr.control.actions import ActionSpec
 from metalr.control.controller import Spacing
+from metalr.control.lstm import LSTMCell, LSTMPolicyController
 from metalr.control.policy import PolicyController, PolicyNetwork
 from metalr.control.recurrent import RecurrentPolicyController
 from metalr.schedules import Cosine, Schedule
@@ -84,6 +85,22 @@ def recurrent_policy(
     weights |= {name: head * weights[name] for name in ("head.weight", "head.bias")}
     action, schedule = ActionSpec(alpha=1.0), Cosine(floor=0.1)
     return RecurrentPolicyController(weights, action, schedule, decisions, visible, spacing)
+
+
+def lstm_policy(
+    *, levels: int = 0, visible: tuple[str, ...] | None = None, spacing: Spacing = "even"
+) -> LSTMPolicyController:
+    """Two cells with four numbers of memory each, read by two layers."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return 0.5 * torch.randn(shape, generator=generator)
+
+    cells = [LSTMCell(drawn(16, inputs), drawn(16, 4), drawn(16), drawn(16)) for inputs in (NUM_FEATURES, 4)]
+    head = PolicyNetwork([drawn(6, 4), drawn(levels or 1, 6)], [drawn(6), drawn(levels or 1)], num_inputs=4)
+    return LSTMPolicyController(
+        cells, head, ActionSpec(alpha=1.0, levels=levels), Cosine(floor=0.1), 5, visible, spacing
+    )
 
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> None:

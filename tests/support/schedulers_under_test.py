@@ -16,7 +16,7 @@ from metalr.control.reference import RandomController, ReplayController, Schedul
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Cosine
-from tests.support.policies import random_policy, recurrent_policy
+from tests.support.policies import lstm_policy, random_policy, recurrent_policy
 
 HORIZON, DECISIONS = 23, 5
 Build = Callable[..., LRScheduler]
@@ -32,6 +32,7 @@ def controllers() -> dict[str, Controller]:
         "policy-drifting": random_policy(ActionSpec("recursive", alpha=1.0)),
         "policy-absolute": random_policy(ActionSpec("absolute", alpha=1.0, reference=0.02)),
         "recurrent": recurrent_policy(),
+        "lstm": lstm_policy(),
         "replay": ReplayController((1.0, 2.0, 0.5, 0.1, 0.3), Cosine(floor=0.1)),
     }
     for name, kind in CONTROLLERS.items():

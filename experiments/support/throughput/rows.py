@@ -18,6 +18,7 @@ from experiments.support.throughput.loops import (
     work_of_a_step,
 )
 from metalr.engine import memory
+from metalr.engine.runs import BatchedRuns
 from metalr.tasks.task import Task
 
 # "20 M inner steps" is the amount of training that the target is stated for.
@@ -133,13 +134,14 @@ def mixed_row(tasks: list[Task], each: int, device: torch.device, compile: bool,
     loops = {str(index): (plain_loop(task, device), 1) for index, task in enumerate(tasks)}
     found = rates({**loops, "engine": (go, num_envs)}, device, seconds, num_steps)
     plain = len(tasks) / sum(1.0 / found[name] for name in loops)
+    engines = [group.runs for group in transition.groups if isinstance(group.runs, BatchedRuns)]
     return {
-        "how": " + ".join(dict.fromkeys(group.runs.executor.how for group in transition.groups)),
+        "how": " + ".join(dict.fromkeys(runs.executor.how for runs in engines)),
         "steps_per_s": found["engine"],
         "plain_steps_per_s": plain,
         "over_plain": found["engine"] / plain,
-        "mib_per_run": sum(group.runs.footprint.total for group in transition.groups) / len(tasks) / 2**20,
-        "preparation_s": sum(group.runs.executor.preparation_seconds for group in transition.groups),
+        "mib_per_run": sum(runs.footprint.total for runs in engines) / len(tasks) / 2**20,
+        "preparation_s": sum(runs.executor.preparation_seconds for runs in engines),
         "until_ready_s": ready,
     }
 
@@ -168,8 +170,10 @@ def ppo_row(
     model.learn(rollouts * num_envs * decisions, reset_num_timesteps=False)
     synchronize(device)
     seconds = time.perf_counter() - started
+    engine = transition.groups[0].runs
+    assert isinstance(engine, BatchedRuns)
     return {
-        "how": transition.groups[0].runs.executor.how,
+        "how": engine.executor.how,
         "threads": torch.get_num_threads(),
         "inner_steps": rollouts * rollout,
         "seconds": seconds,
