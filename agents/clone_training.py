@@ -152,7 +152,8 @@ def _train(files: CloneFolder, workers: Workers | None, progress: Progress | Non
     indices = _indices(len(read_config(files.folder, "training")["tasks"]))
     for round_index in range(files.config.rounds + 1):
         files.train(round_index, indices, workers, progress)
-    files.make_rollouts(files.config.rounds + 1, indices, workers or Workers(), progress)
+    judged = None if progress is None else lambda done, total, _: progress(done, total, "tasks judged")
+    files.make_rollouts(files.config.rounds + 1, indices, workers or Workers(), judged)
 
 
 def _indices(num_tasks: int) -> range:

@@ -111,6 +111,9 @@ def general() -> str:
         "base schedule": "its base schedule from the guess (warmup, plateau, linear end)",
         "cosine": "cosine from the guess",
         "edge rule": "an edge rule, written by hand",
+        f"{shipped}, no losses": "`general` where no losses are passed",
+        f"{shipped}, no horizon": "`general` where the horizon is unknown; reference: the best constant LR",
+        "base schedule, no horizon": "a constant LR from the guess; the same reference",
     }
     factors = sorted({row["factor"] for row in rows})
     lines = [["final train loss over that of the best LR, from a guess of", *(f"×{factor:g}" for factor in factors)]]
