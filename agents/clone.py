@@ -126,7 +126,8 @@ def imitation_loss(actions: Tensor, batch: Batch, config: CloneConfig) -> Tensor
     anchor = batch.log_multiplier if spec.mode == "recursive" else torch.zeros_like(batch.log_multiplier)
     chosen = anchor + step
     chosen = chosen + (chosen.clamp(math.log(spec.low), math.log(spec.high)) - chosen).detach()
-    log_lr = (batch.log_base_lr + chosen).T  # (num_runs, decisions)
+    log_base_lr = batch.log_base_lr if spec.reference is None else math.log(spec.reference)
+    log_lr = (log_base_lr + chosen).T  # (num_runs, decisions)
     regret = regret_at(batch.regrets, batch.first_log_lr[:, None], batch.grid_spacing[:, None], log_lr).T
     change = (chosen - batch.log_multiplier).square()
     # The first choice is free: there is nothing yet to be smooth with.

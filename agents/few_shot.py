@@ -7,13 +7,16 @@ from metalr.learned.schedules import ParameterLR
 from metalr.tasks.task import Task
 
 
-def few_shot_learner(task: Task, method: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> ParameterLR:
+def few_shot_learner(
+    task: Task, method: str, *, inner_lr: float = 0.01, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> ParameterLR:
     """The meta-parameters of MAML or Meta-SGD, as they start.
 
     Args:
         task: gives the net.
-        method: "maml" (initial weights, LR fixed at 0.01 as in its paper) or "meta-sgd" (initial weights and one LR
-            for each of them, from 0.01).
+        method: "maml" (initial weights, the LR stays fixed) or "meta-sgd" (initial weights and one LR for each of
+            them).
+        inner_lr: of the inner step, or where Meta-SGD's LRs start; 0.01 in MAML's paper.
         seed: of the initial weights.
         dtype: of all meta-parameters.
 
@@ -25,4 +28,4 @@ def few_shot_learner(task: Task, method: str, *, seed: int = 0, dtype: torch.dty
     runs = BatchedRuns(task, 1, dtype=dtype)
     runs.init(torch.tensor([seed]))
     learned = method == "meta-sgd"
-    return ParameterLR(runs.state.params[0], 0.01, per_parameter=learned, learn_lr=learned)
+    return ParameterLR(runs.state.params[0], inner_lr, per_parameter=learned, learn_lr=learned)

@@ -119,6 +119,7 @@ class Unroll:
         self.schedule = schedule or schedules.Constant()
         runs.init(seeds)
         base = torch.full_like(seeds, runs.task.base_lr, dtype=torch.float64) if base_lr is None else base_lr
+        base = learned.action.base(base) if isinstance(learned, ClosedLoop) else base
         self.base_lr = base.to(runs.device, runs.dtype)[:, None]
         self.step = (FirstOrderStep if order == 1 else TrainingStep)(runs.task, runs.layout, runs.module)
         self.stops = [self.horizon]

@@ -22,8 +22,8 @@ class LRControlEnv(gymnasium.Env):
     ## Action Space
 
     Box [-1, 1] `(1,)`. Anchored: lr = base_lr · schedule(progress) · exp(alpha · action). Recursive: the multiplier
-    in force is multiplied by exp(alpha · action). The multiplier stays within [low, high]. With `levels=n` the
-    space is Discrete(n), with levels equally spaced in [-1, 1].
+    in force is multiplied by exp(alpha · action). Absolute: as anchored, with `reference` for base_lr. The multiplier
+    stays within [low, high]. With `levels=n` the space is Discrete(n), with levels equally spaced in [-1, 1].
 
     ## Observation Space
 

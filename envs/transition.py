@@ -205,7 +205,8 @@ class RunGroup:
         first = self.decision * self.steps_per_action
         # A run that awaits its reset has no next interval; any LR will do, so it gets that of its last steps.
         first = first.clamp(max=self.task.horizon - num_steps)
-        return interval_lr(self.schedule, self.base_lr, multiplier, first, num_steps, self.task.horizon)
+        base = self.config.action.base(self.base_lr)
+        return interval_lr(self.schedule, base, multiplier, first, num_steps, self.task.horizon)
 
     def shown(self) -> Tensor:
         """The observation of all runs, with hidden features at 0, `(num_runs, num_groups, NUM_FEATURES)`."""

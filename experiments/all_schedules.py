@@ -20,8 +20,8 @@ with a fall: on average over the seven tasks wsd-linear has 1.00, the other WSDs
 1.36, step 2.1. On the test loss all are closer (WSD 1.00 to 1.02, cosine 1.13, constant 1.16). One rule beats the tuned
 best once (GreedyLR on bytes-transformer, 0.97 of train loss from five seeds); on average the rules have 1.19 to 2.4. A
 constant LR under Lookahead or with hypergradient descent is about as good as WSD (1.03 on train; 1.01 and 1.07 on
-test). The two quadratics have no noise: their seeds are all the same run. bytes-transformer is costly: one tuning seed
-and five fresh seeds there, for everyone.
+test). Since shapes were at their defaults, this ranks defaults as much as schedules. The two quadratics have no noise:
+their seeds are all the same run. bytes-transformer is costly: one tuning seed and five fresh seeds there, for everyone.
 
 About four hours of one CPU core, half of them for bytes-transformer and half an hour for the optimizers of other
 packages, which train one run at a time (`--no-external` leaves them out). The run folders are `runs/all_schedules` and

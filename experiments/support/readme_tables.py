@@ -33,10 +33,10 @@ _Ratios = dict[tuple[str, str, float], float | None]
 def headline() -> str:
     """The shipped controller from the right LR and from guesses that are ten times off, in a few lines."""
     unseen: _Ratios = {
-        (row["controller"], row["task"], row["factor"]): math.exp(row["log_regret"]) for row in _rows("general.jsonl")
+        (row["controller"], row["task"], row["factor"]): math.exp(row["log_regret"]) for row in rows_of("general.jsonl")
     }
     shipped: _Ratios = {
-        (row["contender"], row["task"], row["factor"]): row["over_tuned_best"] for row in _rows("transfer.jsonl")
+        (row["contender"], row["task"], row["factor"]): row["over_tuned_best"] for row in rows_of("transfer.jsonl")
     }
     factors = (0.1, 1.0, 10.0)
     lines = [["final train loss over the reference", *(f"guess ×{factor:g}" for factor in factors)]]
@@ -46,11 +46,15 @@ def headline() -> str:
         cells = [_two(None if None in values else _geometric(values), missing="inf") for values in chosen]
         lines.append([label, *(f"**{cell}**" if label[0] == "*" else cell for cell in cells)])
 
-    add(f"**`general`** on {_count(unseen)} unseen random tasks; reference: the best of 15 LRs", unseen, _stage())
+    add(
+        f"**`general`** on {_count(unseen)} unseen random tasks; reference: the best of 15 LRs", unseen, shipped_stage()
+    )
     add("one LR for each kind of optimizer, fitted on the tasks of the training", unseen, "calibrated")
     add("cosine from the guess", unseen, "cosine")
     reference = "the best of nine tuned schedules"
-    add(f"**`general`** on {_count(shipped)} shipped tasks; reference: {reference}", shipped, "general")
+    families = len({task.partition(",")[0] for _, task, _ in shipped})
+    label = f"**`general`** on {families} shipped tasks in {_count(shipped)} settings; reference: {reference}"
+    add(label, shipped, "general")
     add("cosine from the guess", shipped, "cosine")
     return _table(lines)
 
@@ -67,7 +71,7 @@ def demo() -> str:
     best = selection.tuned_best(found.records, task, Criterion.TRAIN)
     names = {
         "tuned cosine": f"cosine *tuned* over {found.settings.trials} LRs",
-        "tuned best": f"the best of eight tuned classics ({best})",
+        "tuned best": f"the best of eight classics, their LRs tuned so ({best})",
         "cosine": "cosine from the guessed LR",
         **{name: f"**PPO controller, training {name[5:-1]}**" for name in learned},
         "state-blind policy": "state-blind policy (sees progress alone)",
@@ -82,7 +86,7 @@ def demo() -> str:
 
 def transfer() -> str:
     """Final train loss of the shipped controller and of two schedules over the tuned best's, on shipped tasks."""
-    rows = _rows("transfer.jsonl")
+    rows = rows_of("transfer.jsonl")
     ratio = {(row["task"], row["contender"], row["factor"]): row["over_tuned_best"] for row in rows}
     factors = sorted({row["factor"] for row in rows})
     names = ["general", "wsd-linear", "cosine"]
@@ -99,8 +103,8 @@ def transfer() -> str:
 
 def general() -> str:
     """Final train loss over that of the best LR, by guess, on the meta-validation family."""
-    rows = _rows("general.jsonl")
-    shipped = _stage()
+    rows = rows_of("general.jsonl")
+    shipped = shipped_stage()
     names = {
         shipped: "**`general`**",
         "calibrated": "calibrated: one LR for each kind of optimizer, whatever the guess",
@@ -123,7 +127,7 @@ def general() -> str:
 
 
 # In this order in the table: schedules, rules, optimizers under a constant LR.
-_SHOWN = (
+SHOWN = (
     *(
         "wsd-linear",
         "wsd",
@@ -143,14 +147,35 @@ _SHOWN = (
 
 def all_schedules() -> str:
     """Final loss over that of the tuned best schedule of every task."""
-    rows = [row for row in _rows("all_schedules.jsonl") if row["task"] != "quadratic"]
+    rows = [row for row in rows_of("all_schedules.jsonl") if row["task"] != "quadratic"]
     ratio = {(row["chosen_on"], row["contender"], row["task"]): row["over_best"] for row in rows}
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = [["chosen on train loss", "average", *tasks, "average on *test*, chosen on *valid*"]]
-    for name in _SHOWN:
+    for name in SHOWN:
         own = [ratio.get(("train", name, task)) for task in tasks]
         on_test = [ratio.get(("valid", name, task)) for task in tasks]
         lines.append([name, _two(_geometric(own)), *map(_two, own), _two(_geometric(on_test))])
+    return _table(lines)
+
+
+# In this order in the table of speeds.
+_MODELS = ("MLP 40-32-32-10", "MLP 40-100-100-10", "Conv1d", "Conv2d", "GRU", "byte transformer")
+
+
+def speed() -> str:
+    """Inner steps per second of the plain loop and of the engine."""
+    rows: dict[tuple[str, int, bool], Row] = {}
+    for row in rows_of("benchmark_throughput-cpu.jsonl"):
+        if row["what"] == "engine":  # the first of a model is its usual optimizer
+            rows.setdefault((row["model"], row["num_runs"], row["compiled"]), row)
+    lines = [["network, batch", "plain loop", "engine, 1 run", "32 runs", "32 runs, compiled"]]
+    for model in _MODELS:
+        one = rows[model, 1, False]
+        cells = [_thousands(one["plain_steps_per_s"]), _thousands(one["steps_per_s"])]
+        for compiled in (False, True):
+            many = rows.get((model, 32, compiled))
+            cells.append(f"{_thousands(many['steps_per_s'])} ({many['over_plain']:.1f}×)" if many else "")
+        lines.append([f"{model}, {one['batch_size']}", *cells])
     return _table(lines)
 
 
@@ -160,6 +185,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": demo,
     "transfer": transfer,
     "all_schedules": all_schedules,
+    "speed": speed,
 }
 
 
@@ -172,12 +198,17 @@ def renewed(text: str) -> str:
     return _MARKED.sub(lambda found: found[1] + TABLES[found[2]](), text)
 
 
+def without_tables(text: str) -> str:
+    """A document without its marked tables."""
+    return _MARKED.sub("", text)
+
+
 def marks(text: str) -> list[str]:
     """The names of the marked tables of a document."""
     return [found[2] for found in _MARKED.finditer(text)]
 
 
-def _stage() -> str:
+def shipped_stage() -> str:
     """The name of the shipped controller among those of `general.jsonl`."""
     return load_card("general")["about"]["stage"]
 
@@ -187,7 +218,8 @@ def _count(ratios: _Ratios) -> int:
     return len({task for _, task, _ in ratios})
 
 
-def _rows(name: str) -> list[Row]:
+def rows_of(name: str) -> list[Row]:
+    """The rows of a record."""
     return [json.loads(line) for line in (records.FOLDER / "records" / name).read_text().splitlines()]
 
 
@@ -198,6 +230,10 @@ def _geometric(values: list[float | None]) -> float:
 def _two(value: float | None, missing: str = "–") -> str:
     """In a record an infinite number is null."""
     return missing if value is None else f"{value:.2f}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000.0:.2g} k"
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -42,10 +42,11 @@ def write_replay_csv(
     path = _new_file(path, ".csv")
     values = _played(controller, multipliers, horizon)
     places = _places(controller, len(values), horizon)
+    base_lr = controller.base("base_lr")  # this name, or the LR of an absolute action in its place
     lines = [
         "open-loop replay of a learned LR controller, not the controller itself",
         "WARNING: replay loses the gain: a table sees no run, so it corrects neither a wrong base LR nor an explosion",
-        "use: lr = base_lr * lr_factor from update round(progress * horizon) until the next row",
+        f"use: lr = {base_lr} * lr_factor from update round(progress * horizon) until the next row",
         *(f"{key}: {value}" for key, value in dict((card or {}).get("about", {})).items()),
     ]
     with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:

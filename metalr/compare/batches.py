@@ -15,6 +15,7 @@ from torch import Tensor
 from metalr.compare.contenders import Contender
 from metalr.compare.external_optimizers import LoneRun
 from metalr.compare.run_record import PlannedRun, RunCurve, RunRecord
+from metalr.compare.staged_search import train_in_stages
 from metalr.control import loop
 from metalr.control.controller import Controller
 from metalr.control.loop import LoopState
@@ -64,7 +65,7 @@ class _Segment:
 
     def lr(self, base_lr: Tensor, start: int, stop: int) -> Tensor:
         """`(stop - start, rows, num_groups)` float64."""
-        base, factor = base_lr[self.rows, None], self.factor[start:stop, None, None]
+        base, factor = self.controller.base(base_lr[self.rows, None]), self.factor[start:stop, None, None]
         return lr_in_force(base, factor, self.state.multiplier.double())
 
     def start(self, prospect: Prospect) -> None:
@@ -116,16 +117,21 @@ def train_batch(
         A record for each run, and a curve for each run (or none).
     """
     first, parameters = contenders[batch[0].contender], dict(batch[0].parameters)
-    optimizer = first.optimizer(parameters, task.optimizer)
+    optimizer = first.optimizer(parameters, task)
     runs = runs_of(task.with_(optimizer=optimizer), len(batch), dtype=dtype, device=device)
     runs.init(torch.tensor([run.seed for run in batch]))
     starts = first.controller(parameters, task.horizon).decision_steps(task.horizon)
     untrained: dict[str, list[float]] = {split: runs.evaluate(split, EXAMPLES).loss.tolist() for split in SPLITS}
+    base_lr = torch.tensor([run.base_lr for run in batch], dtype=torch.float64, device=runs.device)
+    search = first.search(parameters)
     if first.trains_alone:
         assert isinstance(runs, BatchedRuns)  # such a contender fits no other task
         intervals = _train_one_by_one(runs, batch, starts, curves)
+    elif search is not None:
+        assert isinstance(runs, BatchedRuns)
+        stages = train_in_stages(search, runs, base_lr)
+        intervals = [_interval(runs, stage.step, stage.lr, stage.stats, curves) for stage in stages]
     else:
-        base_lr = torch.tensor([run.base_lr for run in batch], dtype=torch.float64, device=runs.device)
         intervals = _train_together(runs, list(_segments(contenders, batch, runs)), base_lr, starts, curves)
     records = _records(batch, contenders, runs, untrained)
     return records, [_curve(run.key, intervals, row) for row, run in enumerate(batch)] if curves != "none" else []
@@ -155,13 +161,18 @@ def _train_together(
         lr = torch.cat([segment.lr(base_lr, start, stop) for segment in segments], 1)
         stats = runs.unroll(lr, stop - start)
         if curves != "none":
-            train_loss = torch.where(stats.num_losses > 0, stats.log_loss.exp(), torch.inf)
-            valid_loss = runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist() if curves == "full" else None
-            intervals.append(_Interval(stop, lr[0, :, 0].tolist(), train_loss.tolist(), valid_loss))
+            intervals.append(_interval(runs, stop, lr[0, :, 0], stats, curves))
         if stop < horizon:
             for segment in closed:
                 segment.decide(stats, stop)
     return intervals
+
+
+def _interval(runs: Runs, step: int, lr: Tensor, stats: RunStats, curves: Curves) -> _Interval:
+    """Where the runs stand; the evaluation of a full curve is made here."""
+    train_loss = torch.where(stats.num_losses > 0, stats.log_loss.exp(), torch.inf)
+    valid_loss = runs.evaluate("valid", CURVE_EXAMPLES).loss.tolist() if curves == "full" else None
+    return _Interval(step, lr.tolist(), train_loss.tolist(), valid_loss)
 
 
 def _train_one_by_one(

@@ -1,4 +1,4 @@
-"""The registered contenders: every classic schedule, reactive rule and LR-adapting optimizer, with its search space."""
+"""The registered contenders: every classic schedule, rule, search and LR-adapting optimizer, with its search space."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +10,7 @@ from metalr.compare.contenders import (
     Parameters,
     RuleContender,
     ScheduleContender,
+    StagedContender,
     TargetContender,
     WrapperContender,
 )
@@ -270,6 +271,12 @@ _RULES = [
     ),
 ]
 
+_STAGED = StagedContender(
+    name="staged-search",
+    about="AutoLRS in small: short probes find the LR of each stage, and count",
+    space={"stages": Range(4, 2, 12, log=True, whole=True), "probes": Range(5, 3, 10, log=True, whole=True)},
+)
+
 _WRAPPERS = [
     WrapperContender(
         name="hypergradient",
@@ -286,7 +293,7 @@ _WRAPPERS = [
 ]
 
 SCHEDULE_CONTENDERS: dict[str, ScheduleContender] = {entry.name: entry for entry in _SCHEDULES}
-CONTENDERS: dict[str, Contender] = {entry.name: entry for entry in (*_SCHEDULES, *_RULES, *_WRAPPERS)}
+CONTENDERS: dict[str, Contender] = {entry.name: entry for entry in (*_SCHEDULES, *_RULES, _STAGED, *_WRAPPERS)}
 
 # Not among `CONTENDERS`: they need packages of their own, and train one run at a time.
 EXTERNAL_CONTENDERS: dict[str, ExternalContender] = {

@@ -13,17 +13,21 @@ from typing import Any, ClassVar
 from metalr.compare.ablations import RandomOfSeeds
 from metalr.compare.fingerprints import describe_controller
 from metalr.compare.search import Space
+from metalr.compare.staged_search import StagedSearch
 from metalr.control.controller import Controller
 from metalr.control.reference import RandomController, ScheduleController
 from metalr.control.rules import ReactiveRule
 from metalr.optimizers.classic import ExpectedSGD, InnerOptimizer
-from metalr.schedules import Constant, Cosine, Schedule
+from metalr.optimizers.wrappers import CycledMomentum
+from metalr.schedules import Constant, Cosine, Cyclic, OneCycle, Schedule
 from metalr.tasks.task import Task
 
 Parameters = Mapping[str, Any]
 
 # A contender that is not bound to a number of decisions has this many, or one for every two inner steps of a short run.
 DECISIONS = 40
+# Schedules with a momentum.
+_CYCLING = (OneCycle, Cyclic)
 
 
 class Kind(StrEnum):
@@ -31,6 +35,7 @@ class Kind(StrEnum):
 
     SCHEDULE = "schedule"
     RULE = "rule"
+    STAGED = "staged search"
     WRAPPER = "optimizer"
     EXTERNAL = "outside"
     TARGET = "target"
@@ -72,9 +77,13 @@ class Contender(ABC):
             ValueError: a parameter is unknown, or has a value that is refused.
         """
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
-        """The inner optimizer of its runs: the task's, `inner`, unless it replaces or wraps that."""
-        return inner
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        """The inner optimizer of its runs: the task's, unless it replaces or wraps that."""
+        return task.optimizer
+
+    def search(self, parameters: Parameters) -> StagedSearch | None:
+        """The search that trains its runs in place of its controller; None for everyone else."""
+        return None
 
     def controller_of_runs(self, parameters: Parameters, horizon: int, seeds: Sequence[int]) -> Controller:
         """The controller of some runs with these seeds, which only a random one reads."""
@@ -91,7 +100,7 @@ class Contender(ABC):
     def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
         """Runs of equal keys can share a batch: they have one inner optimizer and decide at the same steps."""
         controller = self.controller(parameters, task.horizon)
-        return self.optimizer(parameters, task.optimizer), controller.decisions, controller.spacing
+        return self.optimizer(parameters, task), controller.decisions, controller.spacing
 
     def describe(self) -> dict[str, Any]:
         """Everything that its records depend on, JSON-able, as far as it can be written."""
@@ -119,7 +128,7 @@ class Contender(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleContender(Contender):
-    """An open-loop schedule.
+    """An open-loop schedule; one that moves the momentum too does so in the batched engine, where there is momentum.
 
     Attributes:
         factory: `(**parameters) -> Schedule`.
@@ -140,11 +149,18 @@ class ScheduleContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(self.schedule(parameters), _decisions(horizon))
 
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        schedule = self.schedule(parameters)
+        if task.plain or not task.optimizer.has_momentum or not isinstance(schedule, _CYCLING):
+            return task.optimizer
+        return CycledMomentum(inner=task.optimizer, schedule=schedule, horizon=task.horizon)
+
     def describe(self) -> dict[str, Any]:
+        cycles = {"cycle_momentum": True} if isinstance(self.schedule({}), _CYCLING) else {}
         try:
-            return {**super().describe(), "defaults": self.controller({}, horizon=100).config()}
+            return {**super().describe(), **cycles, "defaults": self.controller({}, horizon=100).config()}
         except ValueError:  # a user's function has no name that a file could hold
-            return {**super().describe(), "defaults": "a Python function"}
+            return {**super().describe(), **cycles, "defaults": "a Python function"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +182,25 @@ class RuleContender(Contender):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StagedContender(Contender):
+    """A search for the LR within the run, whose probes are charged; see `metalr.compare.staged_search`."""
+
+    kind = Kind.STAGED
+
+    def controller(self, parameters: Parameters, horizon: int) -> Controller:
+        return ScheduleController(Constant(), _decisions(horizon))
+
+    def search(self, parameters: Parameters) -> StagedSearch:
+        return StagedSearch(**self._completed(parameters))
+
+    def fits(self, task: Task) -> bool:
+        return not task.plain
+
+    def batch_key(self, parameters: Parameters, task: Task) -> Hashable:
+        return self.search(parameters), task.optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrapperContender(Contender):
     """A constant LR under an optimizer that wraps the task's.
 
@@ -179,8 +214,8 @@ class WrapperContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Constant(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
-        return self.factory(inner=inner, **self._completed(parameters))
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        return self.factory(inner=task.optimizer, **self._completed(parameters))
 
     def fits(self, task: Task) -> bool:
         return _trains_weights(task) and not task.plain
@@ -231,8 +266,8 @@ class TargetContender(Contender):
     def controller(self, parameters: Parameters, horizon: int) -> Controller:
         return ScheduleController(Cosine(), _decisions(horizon))
 
-    def optimizer(self, parameters: Parameters, inner: InnerOptimizer) -> InnerOptimizer:
-        return replace(self.replacement, clip_norm=inner.clip_norm)
+    def optimizer(self, parameters: Parameters, task: Task) -> InnerOptimizer:
+        return replace(self.replacement, clip_norm=task.optimizer.clip_norm)
 
     def base_lr(self, task: Task) -> float:
         return self.usual_lr

@@ -178,7 +178,7 @@ def replay_of(
     runs = runs_of(task, len(seeds), dtype=dtype, device=device)
     base_lr = torch.full((len(seeds),), task.base_lr, dtype=torch.float64)
     episode = run_episode(learned, runs, torch.tensor(seeds), base_lr, splits=())
-    return mean_replay(learned, episode.multipliers)
+    return mean_replay(learned, episode.multipliers * (learned.base(task.base_lr) / task.base_lr))
 
 
 def _ablations(controllers: Mapping[str, Controller], more: Mapping[str, Controller], seed: int) -> list[Ablation]:

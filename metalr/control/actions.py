@@ -6,10 +6,17 @@ The LR in force at inner step t of decision d is
 
 and this module computes the last factor. The environment, the meta-gradients and exported controllers all call `act`,
 so a policy meets the same breaker in training as in use.
+
+In absolute mode an LR of the specification, `reference`, stands in the place of base_lr everywhere: multiplier, bounds,
+breaker and the first update that is foreseen are relative to it, and the guess is not used. That gives up what makes a
+controller transfer. The observation is free of scale, so the LR that it names is right only for weights, losses and
+optimizers of the scale of those in its training; and parameter groups with base LRs of their own get one and the same.
+In exchange a wrong guess does no harm. It is the mode to compare with, and one for a task that is trained again and
+again.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,32 +35,52 @@ class ActionSpec:
 
     Attributes:
         mode: "anchored" sets exp(alpha · a), independently at every decision; "recursive" multiplies the multiplier
-            in force by exp(alpha · a).
+            in force by exp(alpha · a); "absolute" is anchored to `reference` in place of the base LR.
         alpha: log-range of an action. The default, 3, can undo a base LR that is wrong by a factor of 10: the action
             0.5 gives exp(1.5) = 4.48 times the base.
         levels: 0 for a continuous action, otherwise the number of equally spaced levels of a in [-1, 1] (for DQN).
         low: lower bound of the multiplier.
         high: upper bound of the multiplier.
+        reference: the LR that the action 0 sets in absolute mode; None in the others.
 
     Raises:
-        ValueError: an unknown mode, or a number out of its range.
+        ValueError: an unknown mode, or a number out of its range; a reference without absolute mode, or none with it.
     """
 
-    mode: Literal["anchored", "recursive"] = "anchored"
+    mode: Literal["anchored", "recursive", "absolute"] = "anchored"
     alpha: float = 3.0
     levels: int = 0
     low: float = 0.05
     high: float = 20.0
+    reference: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("anchored", "recursive"):
-            raise ValueError(f"got action mode {self.mode!r}, expected 'anchored' or 'recursive'")
+        if self.mode not in ("anchored", "recursive", "absolute"):
+            raise ValueError(f"got action mode {self.mode!r}, expected 'anchored', 'recursive' or 'absolute'")
         if not 0.0 < self.alpha <= 20.0:
             raise ValueError(f"got alpha {self.alpha}, expected a number in (0, 20]: 3 spans a factor of 20 each way")
         if not isinstance(self.levels, int) or (self.levels != 0 and not 2 <= self.levels <= 1000):
             raise ValueError(f"got {self.levels} levels, expected 0 (continuous) or 2 to 1000")
         if not 0.0 < self.low <= 1.0 <= self.high < float("inf"):
             raise ValueError(f"got bounds [{self.low}, {self.high}], expected 0 < low <= 1 <= high: 1 is the base LR")
+        if (self.reference is not None) != (self.mode == "absolute"):
+            raise ValueError(
+                f"got reference {self.reference} in {self.mode} mode, expected one in absolute mode and in no other: "
+                "it is an LR in the middle of those that suit the task"
+            )
+        if self.reference is not None and not 0.0 < self.reference < float("inf"):
+            raise ValueError(f"got reference {self.reference}, expected a positive finite LR")
+
+    def base(self, base_lr: Any) -> Any:
+        """The LR that the multiplier multiplies: the base LR, a number or a tensor, or `reference` in its place.
+
+        Example:
+            >>> ActionSpec().base(0.5), ActionSpec("absolute", reference=0.1).base(0.5)
+            (0.5, 0.1)
+        """
+        if self.reference is None:
+            return base_lr
+        return torch.full_like(base_lr, self.reference) if isinstance(base_lr, Tensor) else self.reference
 
     def level_action(self, index: Tensor) -> Tensor:
         """The action in [-1, 1] of each level index.

@@ -116,6 +116,11 @@ class Controller(ABC):
         limits = getattr(self, "action", self)
         return getattr(limits, "low", 0.0), getattr(limits, "high", math.inf)
 
+    def base(self, base_lr: Any) -> Any:
+        """The LR that its multiplier multiplies, from the base LR; see `ActionSpec.base`."""
+        action = getattr(self, "action", None)
+        return base_lr if action is None else action.base(base_lr)
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """A JSON-able description, `{"kind": …}`, from which `build_controller` rebuilds it, given its `tensors`."""
@@ -131,9 +136,12 @@ class Controller(ABC):
 
 def acting_config(kind: str, controller: Any) -> dict[str, Any]:
     """The part of `Controller.config` common to all controllers with an action."""
+    action = asdict(controller.action)
+    if controller.action.reference is None:  # of absolute mode alone; older files have no such entry
+        del action["reference"]
     return {
         "kind": kind,
-        "action": asdict(controller.action),
+        "action": action,
         "schedule": schedules.to_config(controller.schedule),
         "decisions": controller.decisions,
         "spacing": controller.spacing,

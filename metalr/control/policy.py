@@ -69,10 +69,7 @@ class PolicyNetwork:
 def choose_action(outputs: Tensor, action: ActionSpec) -> Tensor:
     """The action in [-1, 1] that the outputs `(…, num_outputs)` of a network mean: a mean, or the level of most value.
 
-    Example:
-        >>> from metalr.control.actions import ActionSpec
-        >>> choose_action(torch.tensor([0.1, 0.7, 0.3]), ActionSpec(levels=3)).item()
-        0.0
+    Of three levels, the outputs (0.1, 0.7, 0.3) mean the middle one, the action 0.
     """
     if action.levels:
         return action.level_action(outputs.argmax(-1))

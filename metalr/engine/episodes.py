@@ -65,7 +65,7 @@ def run_episode(
     if tuple(base_lr.shape) != (runs.num_runs,):
         raise ValueError(f"got base_lr of shape {tuple(base_lr.shape)}, expected ({runs.num_runs},): one for each run")
     runs.init(seeds)
-    base_lr = base_lr.to(runs.device, torch.float64)
+    base_lr = controller.base(base_lr.to(runs.device, torch.float64))
     like = torch.ones((runs.num_runs, runs.num_groups), dtype=runs.dtype, device=runs.device)
     state = loop.init(controller.init(like), like)
 

@@ -21,7 +21,7 @@ class ClosedLoop(Learned):
     """Observation and memory -> action in [-1, 1] and new memory.
 
     Attributes:
-        action: how an action becomes an LR multiplier; anchored or recursive, continuous.
+        action: how an action becomes an LR multiplier; anchored, recursive or absolute, continuous.
         decisions: decisions per run.
         memory_size: numbers that are carried from one decision to the next; 0 for none.
     """

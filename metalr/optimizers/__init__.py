@@ -2,5 +2,5 @@
 
 classic   SGD, RMSprop, Adagrad, Adam and AdamW, each equal to its `torch.optim` class
 own       torch's optimizers by class and arguments
-wrappers  Lookahead and hypergradient descent around one of those
+wrappers  Lookahead, hypergradient descent and a cycled momentum around one of those
 """

@@ -58,6 +58,27 @@ class InnerOptimizer(ABC):
             NotImplementedError: `torch.optim` has no such optimizer.
         """
 
+    @property
+    def has_momentum(self) -> bool:
+        """Whether `update_at` is there: the momentum (or beta1) can differ from update to update."""
+        return False
+
+    def update_at(
+        self,
+        momentum: float | Tensor,
+        gradient: Tensor,
+        state: OptimizerState,
+        params: Tensor,
+        lr: Tensor,
+        step: Tensor,
+    ) -> tuple[Tensor, OptimizerState]:
+        """As `update`, at another momentum (SGD) or beta1 (Adam) than the optimizer's own, `(num_runs, 1)` or a number.
+
+        Raises:
+            NotImplementedError: it has no momentum.
+        """
+        raise NotImplementedError(f"got {self}, expected an optimizer with momentum: use SGD, Adam or AdamW")
+
     def clip(self, gradient: Tensor) -> Tensor:
         """Scale each run's gradient `(num_runs, num_params)` down to `clip_norm`, as torch's `clip_grad_norm_` does."""
         if self.clip_norm is None:
@@ -92,12 +113,27 @@ class SGD(InnerOptimizer):
     def update(
         self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
     ) -> tuple[Tensor, OptimizerState]:
-        direction = self._decayed(gradient, params)
         if self.momentum:
-            buffer = self.momentum * state[0] + direction
-            direction = direction + self.momentum * buffer if self.nesterov else buffer
-            state = (buffer,)
-        return params - lr * direction, state
+            return self.update_at(self.momentum, gradient, state, params, lr, step)
+        return params - lr * self._decayed(gradient, params), state
+
+    @property
+    def has_momentum(self) -> bool:
+        return bool(self.momentum)
+
+    def update_at(
+        self,
+        momentum: float | Tensor,
+        gradient: Tensor,
+        state: OptimizerState,
+        params: Tensor,
+        lr: Tensor,
+        step: Tensor,
+    ) -> tuple[Tensor, OptimizerState]:
+        direction = self._decayed(gradient, params)
+        buffer = momentum * state[0] + direction
+        direction = direction + momentum * buffer if self.nesterov else buffer
+        return params - lr * direction, (buffer,)
 
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -193,15 +229,36 @@ class Adam(InnerOptimizer):
     def update(
         self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
     ) -> tuple[Tensor, OptimizerState]:
-        return self._adam(self._decayed(gradient, params), state, params, lr, step)
+        return self.update_at(self.beta1, gradient, state, params, lr, step)
+
+    @property
+    def has_momentum(self) -> bool:
+        return True
+
+    def update_at(
+        self,
+        momentum: float | Tensor,
+        gradient: Tensor,
+        state: OptimizerState,
+        params: Tensor,
+        lr: Tensor,
+        step: Tensor,
+    ) -> tuple[Tensor, OptimizerState]:
+        return self._adam(momentum, self._decayed(gradient, params), state, params, lr, step)
 
     def _adam(
-        self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
+        self,
+        beta1: float | Tensor,
+        gradient: Tensor,
+        state: OptimizerState,
+        params: Tensor,
+        lr: Tensor,
+        step: Tensor,
     ) -> tuple[Tensor, OptimizerState]:
-        mean = self.beta1 * state[0] + (1.0 - self.beta1) * gradient
+        mean = beta1 * state[0] + (1.0 - beta1) * gradient
         square = self.beta2 * state[1] + (1.0 - self.beta2) * gradient.square()
         count = (step + 1).to(params.dtype)
-        unbiased_mean = mean / (1.0 - self.beta1**count)
+        unbiased_mean = mean / (1.0 - beta1**count)  # of this update's beta1, as torch has it
         unbiased_square = square / (1.0 - self.beta2**count)
         return params - lr * unbiased_mean / ((unbiased_square + _TINY).sqrt() + self.eps), (mean, square)
 
@@ -226,10 +283,16 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
-    def update(
-        self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
+    def update_at(
+        self,
+        momentum: float | Tensor,
+        gradient: Tensor,
+        state: OptimizerState,
+        params: Tensor,
+        lr: Tensor,
+        step: Tensor,
     ) -> tuple[Tensor, OptimizerState]:
-        return self._adam(gradient, state, params * (1.0 - lr * self.weight_decay), lr, step)
+        return self._adam(momentum, gradient, state, params * (1.0 - lr * self.weight_decay), lr, step)
 
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         betas = (self.beta1, self.beta2)

@@ -1,10 +1,11 @@
-"""Inner optimizers that are rivals of a schedule in their own right: hypergradient descent and Lookahead.
+"""Wrappers of inner optimizers: hypergradient descent and Lookahead, rivals of a schedule, and a cycled momentum.
 
 They wrap another inner optimizer and keep the same contract, so the batched engine runs them like any other.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -159,3 +160,61 @@ class Lookahead(InnerOptimizer):
 
     def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
         raise _no_torch("Lookahead")
+
+
+class MomentumSchedule(Protocol):
+    """A schedule that moves the momentum too: `OneCycle`, `Cyclic`."""
+
+    def momentum(self, progress: Tensor, /) -> Tensor:
+        """The momentum (SGD) or beta1 (Adam) at this progress."""
+
+
+@dataclass(frozen=True)
+class CycledMomentum(InnerOptimizer):
+    """Another momentum at every update, as torch's `OneCycleLR` and `CyclicLR` set it with `cycle_momentum=True`.
+
+        momentum (SGD) or beta1 (Adam) of update t = schedule.momentum(t / horizon)
+
+    It follows from the count of updates alone, so that compiled and captured steps need no further input.
+
+    Attributes:
+        inner: SGD with momentum, Adam or AdamW; its weight decay and clipping apply, its own momentum does not.
+        schedule: gives the momentum; the LR stays the caller's.
+        horizon: inner steps in a run.
+
+    Raises:
+        ValueError: `inner` has no momentum, or the horizon is below 1.
+
+    Example:
+        >>> from metalr.optimizers.classic import SGD
+        >>> from metalr.schedules import Cyclic
+        >>> one = torch.ones(1, 1, dtype=torch.float64)
+        >>> optimizer = CycledMomentum(inner=SGD(momentum=0.9), schedule=Cyclic(up=0.25, max_momentum=0.5), horizon=4)
+        >>> optimizer.update(one, (one,), one, lr=0.1 * one, step=0 * one)[1][0].item()
+        1.5
+    """
+
+    inner: InnerOptimizer = field(kw_only=True)
+    schedule: MomentumSchedule = field(kw_only=True)
+    horizon: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.inner.has_momentum:
+            raise ValueError(f"got {self.inner}, expected an optimizer with momentum to cycle: use SGD, Adam or AdamW")
+        if self.horizon < 1:
+            raise ValueError(f"got horizon {self.horizon}, expected at least 1: it counts the inner steps of a run")
+
+    def clip(self, gradient: Tensor) -> Tensor:
+        return self.inner.clip(gradient)
+
+    def init(self, params: Tensor) -> OptimizerState:
+        return self.inner.init(params)
+
+    def update(
+        self, gradient: Tensor, state: OptimizerState, params: Tensor, lr: Tensor, step: Tensor
+    ) -> tuple[Tensor, OptimizerState]:
+        momentum = self.schedule.momentum(step.double() / self.horizon).to(params.dtype)
+        return self.inner.update_at(momentum, gradient, state, params, lr, step)
+
+    def to_torch(self, params: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        raise _no_torch("CycledMomentum")

@@ -126,9 +126,14 @@ def _lasts(updates: list[float], holds: list[bool], horizon: int | None) -> bool
 
 
 def _reachable(controller: Any) -> tuple[float, float] | None:
-    """The least and greatest multiplier that a controller can decide; None if it cannot change its multiplier."""
+    """The least and greatest multiplier that a controller can decide.
+
+    None if it cannot change its multiplier, or if that is not one of the base LR.
+    """
     low, high = controller.bounds
     action = getattr(controller, "action", None)
+    if action is not None and action.mode == "absolute":
+        return None
     if action is not None and action.mode == "anchored":
         low, high = max(low, math.exp(-action.alpha)), min(high, math.exp(action.alpha))
     return (low, high) if low < high < math.inf and not hasattr(controller, "multipliers") else None

@@ -91,7 +91,7 @@ def lrs_at(scheduler: LearnedLR, updates: int, multipliers: Sequence[float]) -> 
     progress = torch.tensor(updates / scheduler.horizon if scheduler.horizon else 0.0, dtype=torch.float64)
     factor = schedule_factor(scheduler.controller.schedule, progress).item()
     pairs = zip(scheduler.base_lrs, multipliers, strict=False)  # a single controlled group: its first parameter group
-    return [lr_in_force(float(base), factor, multiplier) for base, multiplier in pairs]
+    return [lr_in_force(scheduler.controller.base(float(base)), factor, multiplier) for base, multiplier in pairs]
 
 
 class ScalarWriter(Protocol):

@@ -52,9 +52,10 @@ class LearnedLR(LRScheduler):
 
         lr(t) = base_lr · controller.schedule(t / horizon) · lr_multiplier
 
-    where base_lr is the optimizer's own LR, and the multiplier is decided `decisions` times per run, first immediately
-    before the first update. Hooks on the optimizer read the gradients, after accumulation, unscaling and clipping, at
-    the last two updates before a decision; the decision then needs a single small copy from device to host.
+    where base_lr is the optimizer's own LR (or the card's, under an absolute action), and the multiplier is decided
+    `decisions` times per run, first immediately before the first update. Hooks on the optimizer read the gradients,
+    after accumulation, unscaling and clipping, at the last two updates before a decision; the decision then needs a
+    single small copy from device to host.
 
     The scheduler counts optimizer updates, not calls: repeated or missing calls of `step()`, and updates that a
     `GradScaler` skips, change nothing.
@@ -386,7 +387,10 @@ class LearnedLR(LRScheduler):
     def _lrs(self) -> list[float]:
         factor = self._ahead.factor(self._clock.updates, self._clock.horizon)
         multipliers = self.run.multipliers(len(self.base_lrs))
-        return [lr_in_force(float(base), factor, m) for base, m in zip(self.base_lrs, multipliers, strict=True)]
+        controlled = len(self.base_lrs) if self.run.meter.num_groups == 1 else self.run.meter.num_groups
+        bases = [float(base) for base in self.base_lrs]
+        bases[:controlled] = [self.controller.base(base) for base in bases[:controlled]]
+        return [lr_in_force(base, factor, m) for base, m in zip(bases, multipliers, strict=True)]
 
     def _write_lrs(self) -> None:
         adopt_new_groups(self)

@@ -75,12 +75,14 @@ def batch_of(regrets: list[float], log_multiplier: float) -> Batch:
     )
 
 
-@pytest.mark.parametrize("mode", ["recursive", "anchored"])
+@pytest.mark.parametrize("mode", ["recursive", "anchored", "absolute"])
 def test_the_loss_is_the_regret_of_the_chosen_lr(mode: str) -> None:
-    config = replace(SMALL, action=ActionSpec(mode, alpha=2.0, low=0.01, high=100.0))  # type: ignore[arg-type]
+    reference = math.exp(0.75) if mode == "absolute" else None
+    action = ActionSpec(mode, alpha=2.0, low=0.01, high=100.0, reference=reference)  # type: ignore[arg-type]
+    config = replace(SMALL, action=action)
     batch = batch_of([4.0, 3.0, 0.0, 1.0, 2.0], log_multiplier=1.0)  # log LRs -2 … 2
-    # A quarter of alpha is 0.5: on top of the multiplier in force, e, or of 1.
-    expected = {"recursive": 1.5, "anchored": 0.5}[mode]
+    # A quarter of alpha is 0.5: on top of the multiplier in force, e, or of 1, or of the reference LR.
+    expected = {"recursive": 1.5, "anchored": 0.5, "absolute": 1.25}[mode]
     assert imitation_loss(torch.tensor([[0.25]]), batch, config).item() == pytest.approx(expected)
 
 

@@ -16,11 +16,17 @@ from metalr.compare.catalog import (
 )
 from metalr.compare.contenders import Ablation, Contender, FixedContender, LearnedContender, of_schedule
 from metalr.control.reference import ScheduleController
-from metalr.optimizers.classic import SGD, Adam
+from metalr.optimizers.classic import SGD, Adam, InnerOptimizer
+from metalr.optimizers.wrappers import CycledMomentum
 from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.tasks.catalog import make_task
+from metalr.tasks.task import Task
 
 HORIZON = 50
+
+
+def trained_by(optimizer: InnerOptimizer, **changes) -> Task:
+    return make_task("quadratic", optimizer=optimizer, horizon=HORIZON, **changes)
 
 
 def corners(contender: Contender) -> list[dict]:
@@ -82,15 +88,30 @@ def test_rules_decide_at_least_every_two_inner_steps() -> None:
 
 def test_optimizers_replace_the_inner_optimizer_and_nothing_else_does() -> None:
     inner = SGD(momentum=0.9)
-    changed = get_contender("hypergradient").optimizer({"beta": 1e-3}, inner)
+    changed = get_contender("hypergradient").optimizer({"beta": 1e-3}, trained_by(inner))
     assert changed.inner == inner
     assert changed.beta == 1e-3
-    assert get_contender("cosine").optimizer({}, inner) is inner
-    assert get_contender("lookahead").optimizer({}, Adam()).inner == Adam()
+    assert get_contender("cosine").optimizer({}, trained_by(inner)) is inner
+    assert get_contender("lookahead").optimizer({}, trained_by(Adam())).inner == Adam()
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cyclic", "cyclic-2"])
+def test_schedules_that_move_the_momentum_do_so_where_there_is_one(name: str) -> None:
+    contender = get_contender(name)
+    cycled = contender.optimizer({}, trained_by(SGD(momentum=0.9, clip_norm=1.0)))
+    assert isinstance(cycled, CycledMomentum)
+    assert (cycled.schedule, cycled.horizon) == (contender.schedule({}), HORIZON)
+    assert isinstance(contender.optimizer({}, trained_by(Adam())), CycledMomentum)
+    assert contender.optimizer({}, trained_by(SGD())) == SGD()
+    assert contender.optimizer({}, trained_by(Adam(), plain=True)) == Adam()
+    assert contender.describe()["cycle_momentum"]
+    keys = [contender.batch_key({}, make_task("quadratic", optimizer=kind)) for kind in ("momentum", "momentum", "sgd")]
+    assert keys[0] == keys[1]
+    assert get_contender("cosine").batch_key({}, make_task("quadratic", optimizer="sgd")) == keys[2] != keys[0]
 
 
 def test_targets_keep_the_tasks_clipping() -> None:
-    optimizers = [c.optimizer({}, SGD(clip_norm=2.0)) for c in target_contenders()]
+    optimizers = [c.optimizer({}, trained_by(SGD(clip_norm=2.0))) for c in target_contenders()]
     assert all(optimizer.clip_norm == 2.0 for optimizer in optimizers)
     assert len(optimizers) == 4
     assert isinstance(target_contenders()[0].controller({}, 100).schedule, schedules.Cosine)

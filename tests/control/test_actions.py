@@ -42,6 +42,15 @@ def test_recursive_multiplies_what_is_in_force():
     assert got == pytest.approx([math.exp(x) for x in (0.5, 1.0, 1.0, 0.75)], rel=1e-12)
 
 
+def test_absolute_is_anchored_to_its_reference():
+    spec = ActionSpec("absolute", reference=0.1)
+    played = [(0.5, 0), (-0.2, 0), (0.3, 1)]
+    assert play(spec, *played) == play(ANCHORED, *played)
+    assert spec.base(7.0) == 0.1
+    assert spec.base(cell(7.0)).tolist() == [[0.1]]
+    assert (ANCHORED.base(7.0), RECURSIVE.base(7.0)) == (7.0, 7.0)
+
+
 @pytest.mark.parametrize(("action", "clipped"), [(2.0, 1.0), (-9.0, -1.0), (float("inf"), 1.0), (float("nan"), 0.0)])
 def test_an_action_outside_its_range_is_clipped_and_nan_counts_as_zero(action, clipped):
     spec = ActionSpec(alpha=1.0)
@@ -172,14 +181,14 @@ def test_apply_is_pure():
 # The specification
 
 
-CHANGED = {"mode": "recursive", "alpha": 0.5, "low": 0.5, "high": 1.5, "levels": 3}
+CHANGED = {"mode": "recursive", "alpha": 0.5, "low": 0.5, "high": 1.5, "levels": 3, "reference": 0.1}
 
 
 def test_every_argument_is_changed_below():
     assert {field.name for field in fields(ActionSpec)} == set(CHANGED)
 
 
-@pytest.mark.parametrize("name", sorted(set(CHANGED) - {"levels"}))
+@pytest.mark.parametrize("name", sorted(set(CHANGED) - {"levels", "reference"}))
 def test_every_argument_changes_the_multiplier(name):
     played = [(0.4, 0), (0.7, 0), (-0.9, 0)]
     assert play(ANCHORED, *played) != play(replace(ANCHORED, **{name: CHANGED[name]}), *played)
@@ -188,7 +197,11 @@ def test_every_argument_changes_the_multiplier(name):
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"mode": "relative"},
         {"mode": "absolute"},
+        {"mode": "absolute", "reference": 0.0},
+        {"mode": "absolute", "reference": math.inf},
+        {"reference": 0.1},
         {"alpha": 0.0},
         {"alpha": -1.0},
         {"alpha": 25.0},

@@ -42,6 +42,7 @@ EXAMPLES = {
     "policy": [
         policy,
         lambda: policy(mode="recursive", alpha=0.5),
+        lambda: policy(mode="absolute", reference=0.02),
         lambda: policy(levels=7),
         lambda: policy(visible=("progress",)),
         lambda: policy(visible=()),

@@ -120,9 +120,9 @@ def test_the_lr_in_force_is_the_product():
     assert lr.item() == pytest.approx(0.1 * 0.5 * 4.0, rel=1e-7)
 
 
-@pytest.mark.parametrize("mode", ["anchored", "recursive"])
+@pytest.mark.parametrize("mode", ["anchored", "recursive", "absolute"])
 def test_the_breaker_reads_the_observation(mode):
-    spec = ActionSpec(mode=mode)
+    spec = ActionSpec(mode=mode, reference=0.1 if mode == "absolute" else None)
     state = loop.init(actions.initial_state(spec, LIKE), LIKE)
     state = loop.observe(state, stats(0.0), 1, 10)
     state = loop.observe(state, stats(math.log(8.0)), 2, 10)  # four times the first loss, and noise

@@ -30,6 +30,7 @@ VARIANTS = {
     "levels": {"levels": 5},
     "recursive": {"mode": "recursive", "alpha": 0.5},
     "recursive levels": {"mode": "recursive", "levels": 3},
+    "absolute": {"mode": "absolute", "reference": 0.05},
     "layers": {"groups": "module"},
     "layers with levels": {"groups": "module", "levels": 5},
 }
@@ -161,6 +162,15 @@ def test_the_first_action_already_counts():
     quiet, loud = (play(transition(dtype="float64"), [a, 0.0]) for a in (-1.0, 1.0))
     # exp(3) on either side, cut at the bounds 20 and 1 / 20
     torch.testing.assert_close(loud[0].lr / quiet[0].lr, torch.full((4, 1), 400.0, dtype=torch.float64))
+
+
+def test_absolute_ignores_the_guess():
+    spec = ActionSpec("absolute", alpha=0.5, reference=0.02)
+    core = transition(dtype="float64", action=spec)
+    outcomes = play(core, [0.5, -1.0])
+    for outcome, action in zip(outcomes, (0.5, -1.0), strict=True):
+        torch.testing.assert_close(outcome.lr, torch.full_like(outcome.lr, 0.02 * math.exp(0.5 * action)))
+    assert len(core.groups[0].base_lr.unique()) == core.num_envs
 
 
 def test_anchored_forgets_and_recursive_remembers():

@@ -2,11 +2,12 @@
 
 import pytest
 
+from metalr.control.actions import ActionSpec
 from metalr.control.reference import ScheduleController
 from metalr.schedulers.decision_log import DecisionLog, flat_entry, tensorboard
 from metalr.schedulers.learned_lr import LearnedLR
 from metalr.schedules import Cosine
-from tests.support.policies import moderate_policy
+from tests.support.policies import moderate_policy, random_policy
 from tests.support.schedulers_under_test import HORIZON, Training
 
 
@@ -62,10 +63,11 @@ def test_a_run_that_begins_again_is_sent_from_its_start():
     assert [step for step, _ in tracker.rows] == [0, 5, 9, 14, 18, 0]
 
 
+@pytest.mark.parametrize("action", [ActionSpec(alpha=1.0), ActionSpec("absolute", alpha=1.0, reference=0.02)])
 @pytest.mark.parametrize("scope", ["global", "param_group"])
-def test_the_numbers(scope):
+def test_the_numbers(scope, action):
     training = Training()
-    scheduler = made(training, scope=scope)
+    scheduler = LearnedLR(training.optimizer, random_policy(action, scales=(0.3, 0.2)), HORIZON, scope=scope)
     used = training.run(scheduler)
     ends = [""] if scope == "global" else ["/0", "/1"]
     for entry in scheduler.history:

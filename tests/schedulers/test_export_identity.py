@@ -31,6 +31,7 @@ HORIZON, DECISIONS = 53, 7  # does not divide
 SEED = torch.tensor([9])
 RATES = {"sgd": 0.2, "momentum": 0.05, "nesterov": 0.05, "rmsprop": 0.005, "adagrad": 0.05, "adam": 0.01, "adamw": 0.01}
 ANCHORED, RECURSIVE = ActionSpec(alpha=1.0), ActionSpec(mode="recursive", alpha=0.4)
+ABSOLUTE = ActionSpec("absolute", alpha=1.0, reference=0.03)
 
 
 def task_of(optimizer, horizon: int = HORIZON, model=partial(MLP, [6, 8, 3], torch.tanh)) -> Task:  # noqa: B008
@@ -113,9 +114,11 @@ def assert_eventful(episode: Episode) -> None:
     assert len(multipliers.unique()) == DECISIONS
 
 
-@pytest.mark.parametrize("action", [ANCHORED, RECURSIVE], ids=["anchored", "recursive"])
+@pytest.mark.parametrize("action", [ANCHORED, RECURSIVE, ABSOLUTE], ids=["anchored", "recursive", "absolute"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_plain_loop_sets_the_lrs_of_the_engine(name, action):
+    if action.mode == "absolute":
+        action = replace(action, reference=1.5 * RATES[name])
     task, controller = task_of(name), random_policy(action)
     episode = in_engine(controller, task, RATES[name])
     rates, seen, _, _ = in_plain_loop(controller, task, RATES[name])
@@ -124,6 +127,23 @@ def test_a_plain_loop_sets_the_lrs_of_the_engine(name, action):
     torch.testing.assert_close(
         torch.tensor(seen, dtype=torch.float64), episode.observations[:, 0, 0], rtol=0.0, atol=1e-8
     )
+
+
+def test_an_absolute_action_sets_the_same_lrs_from_any_guess_and_in_every_group():
+    task, controller = task_of("momentum"), random_policy(ABSOLUTE)
+    episode, other = (in_engine(controller, task, lr) for lr in (0.05, 5e-4))
+    assert torch.equal(episode.lr, other.lr)
+    assert torch.equal(episode.observations, other.observations)
+    assert episode.lr[0].item() == pytest.approx(0.03 * episode.multipliers[0].item())
+    assert_same(episode, in_plain_loop(controller, task, 5e-4)[0])
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD([{"params": model.weight, "lr": 0.3}, {"params": model.bias, "lr": 0.001}])
+    scheduler = LearnedLR(optimizer, controller, 20)
+    model(torch.ones(4, 2)).square().mean().backward()
+    optimizer.step()
+    scheduler.step()
+    first, second = (group["lr"] for group in optimizer.param_groups)
+    assert first == second != 0.3
 
 
 @pytest.mark.parametrize("factor", [1.0, 10.0])

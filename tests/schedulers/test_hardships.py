@@ -15,7 +15,16 @@ from metalr.schedulers.schedule_lr import ScheduleLR
 from metalr.schedules import Constant, Cosine, Exponential, Linear
 from metalr.signals.observations import NUM_FEATURES
 from tests.support.policies import random_policy
-from tests.support.schedulers_under_test import CONTROLLERS_UNDER_TEST, HORIZON, LEARNED, NAMES, OPEN, Training, build
+from tests.support.schedulers_under_test import (
+    CONTROLLERS_UNDER_TEST,
+    HORIZON,
+    LEARNED,
+    NAMES,
+    OPEN,
+    Training,
+    base_in_force,
+    build,
+)
 
 every = pytest.mark.parametrize("name", NAMES)
 learned = pytest.mark.parametrize("name", LEARNED)
@@ -239,7 +248,7 @@ def test_a_longer_run_goes_on(name):
     if name in LEARNED:  # the multiplier of the last decision stays, the schedule continues
         assert scheduler.history[-1]["updates"] < HORIZON
         ratio = scheduler.controller.schedule((3 * HORIZON - 1) / HORIZON) * scheduler.explain()["lr_multiplier"][0]
-        assert rates[-1][0] == pytest.approx(0.05 * ratio)
+        assert rates[-1][0] == pytest.approx(base_in_force(scheduler, 0.05) * ratio)
 
 
 @breaker_may_speak
@@ -338,7 +347,7 @@ def assert_in_bounds(name: str, scheduler: LearnedLR, rates: list[list[float]]) 
     low, high = bounds(name)
     for t, row in enumerate(rates):
         for lr, base in zip(row, (0.05, 0.025), strict=True):
-            ratio = lr / base / scheduler.controller.schedule(t / HORIZON)
+            ratio = lr / base_in_force(scheduler, base) / scheduler.controller.schedule(t / HORIZON)
             assert low * (1.0 - 1e-9) <= ratio <= high * (1.0 + 1e-9), (t, ratio)
 
 

@@ -30,6 +30,7 @@ def controllers() -> dict[str, Controller]:
         "policy": random_policy(),
         "policy-levels": random_policy(ActionSpec(alpha=1.0, levels=7)),
         "policy-drifting": random_policy(ActionSpec("recursive", alpha=1.0)),
+        "policy-absolute": random_policy(ActionSpec("absolute", alpha=1.0, reference=0.02)),
         "recurrent": recurrent_policy(),
         "lstm": lstm_policy(),
         "replay": ReplayController((1.0, 2.0, 0.5, 0.1, 0.3), Cosine(floor=0.1)),
@@ -54,6 +55,11 @@ def build(name: str, optimizer: torch.optim.Optimizer, horizon: int = HORIZON, *
         return ScheduleLR(optimizer, SCHEDULES[short], horizon, **options)
     controller = CONTROLLERS_UNDER_TEST[short]
     return LearnedLR(optimizer, controller, horizon, decisions=min(controller.decisions, horizon // 2), **options)
+
+
+def base_in_force(scheduler: LRScheduler, lr: float) -> float:
+    """What the multiplier multiplies in a group with this LR."""
+    return scheduler.controller.base(lr) if isinstance(scheduler, LearnedLR) else lr
 
 
 class Training:
