@@ -34,6 +34,7 @@ class LRFinder:
         curve: the last test, smoothed, with its suggestion.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
