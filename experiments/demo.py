@@ -1,7 +1,7 @@
 """Can a controller that was trained for a minute and a half replace the tuning of the learning rate?
 
     python -m experiments.demo                   # what `make demo` runs: one training seed, two to four minutes
-    python -m experiments.demo --seeds 0 1 2     # the table of the README
+    python -m experiments.demo --seeds 0 1 2     # the table of docs/results.md
 
 A PPO controller and a state-blind ablation are trained on batched runs of a small network on MNIST-1D, whose base LR
 is wrong by up to ten times either way. The controller is exported to one file, used in a plain PyTorch loop without
