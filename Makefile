@@ -12,7 +12,7 @@ help:
 	@echo "make test-integrations  the tests in the loops of other libraries, which it installs"
 	@echo "make lint               lint and types alone"
 	@echo "make docs               the documentation as a site, in build/docs"
-	@echo "make demo               train a controller, export it, use it and compare it (some four minutes)"
+	@echo "make demo               train a controller, export it, use it and compare it (some minutes)"
 	@echo "make reproduce          train the shipped controller again from scratch: an hour of one core, resumes when stopped"
 	@echo "make setup              .venv, with all that is needed for development; every target above makes it"
 	@echo "make clean              remove .venv and what was built; runs/ stays"

@@ -62,7 +62,7 @@ class CloneFolder:
 
         def make() -> dict:
             student = self.policy(round_index - 1).controller(self.config)
-            return make_rollouts((self.draw, self.config, student), round_index, index, self.oracle(index)[0])
+            return make_rollout_piece((self.draw, self.config, student), round_index, index, self.oracle(index)[0])
 
         return Episodes(**cached(self.rollouts_path(round_index, index), make))
 
@@ -99,7 +99,7 @@ class CloneFolder:
             return
         shared = self.draw, self.config, self.policy(round_index - 1).controller(self.config)
         units = [Unit((round_index, index, self.oracle(index)[0]), shared) for index in missing]
-        for done, (place, piece) in enumerate(workers.each(make_rollouts, units), start=1):
+        for done, (place, piece) in enumerate(workers.each(make_rollout_piece, units), start=1):
             save_tensors(self.rollouts_path(round_index, missing[place]), piece)
             if progress is not None:
                 progress(done, len(units), f"rollouts of round {round_index}")
@@ -178,7 +178,7 @@ def make_oracle_piece(shared: tuple[Callable[[int], Task], CloneConfig], index: 
     return {"curve": vars(curve), "episodes": episodes._asdict()}
 
 
-def make_rollouts(
+def make_rollout_piece(
     shared: tuple[Callable[[int], Task], CloneConfig, Controller], round_index: int, index: int, curve: OracleCurve
 ) -> dict[str, Any]:
     """A unit: the rollouts of a student on a task."""

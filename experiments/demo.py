@@ -1,6 +1,6 @@
 """Can a controller that was trained for a minute and a half replace the tuning of the learning rate?
 
-    python -m experiments.demo                   # what `make demo` runs: one training seed, two to four minutes
+    python -m experiments.demo                   # what `make demo` runs: one training seed, some minutes
     python -m experiments.demo --seeds 0 1 2     # the table of docs/results.md
 
 A PPO controller and a state-blind ablation are trained on batched runs of a small network on MNIST-1D, whose base LR

@@ -82,7 +82,7 @@ class ControlledLR(TrainerCallback):
                 "out the second of its optimizers=, and choose no lr_scheduler_type that follows metrics"
             )
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # accelerate has wrapped it
-        self.scheduler = self._make(optimizer, self.horizon or state.max_steps)
+        self.scheduler = self._make(optimizer, state.max_steps if self.horizon is None else self.horizon)
         _take_over(theirs, self.scheduler)
         self._hook = observe_forward(kwargs["model"], self.scheduler)
         if self.send is not None and state.is_world_process_zero:
