@@ -30,6 +30,7 @@ from metalr.registry import look_up
 from metalr.tasks.catalog import is_imported, named_task
 from metalr.tasks.families import FAMILIES
 from metalr.tasks.task import Task
+from metalr.workers import Workers
 
 AgentName = Literal["ppo", "dqn", "clone"]
 # Of a shipped task, unless another is asked for.
@@ -157,20 +158,25 @@ class _Agent:
     """An agent that `train` knows.
 
     Attributes:
-        train: called with the options, the folder, what to call with the progress, whether to resume, and whether to
-            write a log for TensorBoard.
+        train: called with the options, the folder, where to work, what to call with the progress, whether to resume,
+            and whether to write a log for TensorBoard.
         export: the controller of an unfinished run, and the facts for its card.
         unread: options that would change nothing.
     """
 
-    train: Callable[[TrainOptions, Path, Progress | None, bool, bool], Controller]
+    train: Callable[[TrainOptions, Path, Workers, Progress | None, bool, bool], Controller]
     export: Callable[[TrainOptions, Path], tuple[Controller, dict[str, Any]]]
     unread: tuple[str, ...]
 
 
 def _train_sb3(
-    options: TrainOptions, folder: Path, progress: Progress | None, resume: bool, tensorboard: bool
+    options: TrainOptions, folder: Path, workers: Workers, progress: Progress | None, resume: bool, tensorboard: bool
 ) -> Controller:
+    if not workers.here:
+        raise ValueError(
+            f"got workers for {options.agent}, whose training runs advance together in this process, expected none: "
+            "leave them out, or choose the agent clone"
+        )
     shared: dict[str, Any] = {
         "budget": Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes),
         "seed": options.seed,
@@ -192,12 +198,13 @@ def _export_sb3(options: TrainOptions, folder: Path) -> tuple[Controller, dict[s
 
 
 def _train_clone(
-    options: TrainOptions, folder: Path, progress: Progress | None, resume: bool, tensorboard: bool
+    options: TrainOptions, folder: Path, workers: Workers, progress: Progress | None, resume: bool, tensorboard: bool
 ) -> Controller:
     return train_clone(
         build_tasks(options),
         folder,
         config=clone_config(options),
+        workers=workers,
         progress=progress,
         resume=resume,
         options=asdict(options),
@@ -226,13 +233,19 @@ def _refuse_unread(options: TrainOptions) -> None:
 
 
 def train(
-    options: TrainOptions, folder: Path, *, progress: Progress | None = None, tensorboard: bool = True
+    options: TrainOptions,
+    folder: Path,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+    tensorboard: bool = True,
 ) -> Controller:
     """Train in a new folder, or continue in one that holds the same run.
 
     Args:
         options: all of them.
         folder: of the run.
+        workers: where training runs are made; this process if None. The controller is the same wherever that is.
         progress: called with how much is done, how much there is in all, and what is counted.
         tensorboard: write `folder/tensorboard`, as far as the agent has a log.
 
@@ -251,7 +264,7 @@ def train(
             f"got {folder}, which holds a run with other options, expected the same (changed: {'; '.join(changed)}) "
             f"or a new folder: choose another, or resume it as it is with `metalr train --resume {folder}`"
         )
-    return agent.train(options, folder, progress, resume, tensorboard)
+    return agent.train(options, folder, workers or Workers(), progress, resume, tensorboard)
 
 
 def read_options(folder: Path) -> TrainOptions:

@@ -54,20 +54,31 @@ else:
             "runs/train"
         )
         resume: Annotated[
-            Path | None, tyro.conf.arg(help="Continue the run in this folder; every other option is read from it.")
+            Path | None,
+            tyro.conf.arg(help="Continue the run in this folder; every option but the workers is read from it."),
+        ] = None
+        workers: Annotated[
+            int, tyro.conf.arg(help="Local processes that share the training; the controller is the same.")
+        ] = 1
+        cluster: Annotated[
+            str | None, tyro.conf.arg(help="Address of a Ray cluster that trains a clone instead, or `auto`.")
         ] = None
 
         def run(self) -> None:
             """Train, or continue a training."""
             from metalr.agents.run_folder import read_options, train
+            from metalr.workers import Workers
 
             folder, options = self.folder, self.options
             if self.resume is not None:
                 folder, options = self.resume, read_options(self.resume)
             _check_device(options.device)
             progress = ProgressLines()
-            controller = train(options, folder, progress=progress)
+            with Workers(self.workers, self.cluster) as workers:
+                controller = train(options, folder, workers=workers, progress=progress)
             progress.finish()
+            if not workers.here:
+                print(workers.costs)
             tasks = build_tasks(options)
             _print_fresh_runs(controller, tasks, options)
             print(f"controller: {folder / CONTROLLER}")

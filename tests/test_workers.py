@@ -14,6 +14,8 @@ import torch
 
 from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig
+from metalr.agents.clone_training import CloneSettings
+from metalr.agents.training_folder import CONTROLLER
 from metalr.compare.bayesian import search
 from metalr.compare.catalog import get_contender
 from metalr.compare.comparison import compare
@@ -181,6 +183,18 @@ def test_a_clone_is_the_same_on_two_workers(two: Workers, tmp_path: Path) -> Non
         other = tmp_path / "together" / path.relative_to(tmp_path / "alone")
         first, second = (torch.load(p, weights_only=True) for p in (path, other))
         assert str(first) == str(second)
+
+
+def test_a_clone_that_the_command_trains_is_the_same_on_two_workers(two: Workers, tmp_path: Path) -> None:
+    folders = pytest.importorskip("metalr.agents.run_folder")
+    settings = CloneSettings(rounds=1, runs_per_task=4, num_lrs=3, seeds=2, hidden_size=4, steps=4, batch=16)
+    options = folders.TrainOptions(agent="clone", task="teacher-student", horizon=20, decisions=5, clone=settings)
+    before = two.costs.units
+    for name, workers in {"alone": None, "together": two}.items():
+        folders.train(options, tmp_path / name, workers=workers)
+    assert two.costs.units == before + 3 * 8  # curves and two rounds of rollouts, on eight plans
+    alone, together = ((tmp_path / name / CONTROLLER).read_bytes() for name in ("alone", "together"))
+    assert alone == together
 
 
 def test_a_search_depends_on_what_is_proposed_at_once_and_not_on_who_trains_it(two: Workers) -> None:
