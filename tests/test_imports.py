@@ -23,6 +23,7 @@ HEAVY = {
 ROOMS = (
     *(
         "roots",
+        "workers",
         "signals",
         "optimizers",
         "schedules",
