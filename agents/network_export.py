@@ -37,7 +37,7 @@ def acting_options(transition: Transition) -> dict[str, Any]:
     config = transition.config
     return {
         "action": config.action,
-        "schedule": transition.groups[0].schedule,
+        "schedule": transition.schedule,
         "decisions": config.decisions,
         "visible": config.visible,
     }

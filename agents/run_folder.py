@@ -103,8 +103,12 @@ def build_tasks(options: TrainOptions) -> list[Task]:
     return [named_task(options.task, options.horizon, _HORIZON, **changes)]
 
 
-def build_transition(options: TrainOptions) -> Transition:
+def build_transition(options: TrainOptions, workers: Workers | None = None) -> Transition:
     """The environment's core that the options describe.
+
+    Args:
+        options: all of them.
+        workers: where its training runs are; this process if None.
 
     Raises:
         ValueError: a name or number is wrong.
@@ -126,7 +130,7 @@ def build_transition(options: TrainOptions) -> Transition:
         compile=options.compile,
         device=options.device,
     )
-    return Transition(build_tasks(options), options.num_envs, config)
+    return Transition(build_tasks(options), options.num_envs, config, workers=workers)
 
 
 def clone_config(options: TrainOptions) -> CloneConfig:
@@ -172,11 +176,6 @@ class _Agent:
 def _train_sb3(
     options: TrainOptions, folder: Path, workers: Workers, progress: Progress | None, resume: bool, tensorboard: bool
 ) -> Controller:
-    if not workers.here:
-        raise ValueError(
-            f"got workers for {options.agent}, whose training runs advance together in this process, expected none: "
-            "leave them out, or choose the agent clone"
-        )
     shared: dict[str, Any] = {
         "budget": Budget(options.episodes, None if options.max_minutes is None else 60.0 * options.max_minutes),
         "seed": options.seed,
@@ -185,9 +184,10 @@ def _train_sb3(
         "resume": resume,
         "options": asdict(options),
     }
+    transition = build_transition(options, workers)
     if options.agent == "dqn":
-        return train_dqn(build_transition(options), folder, settings=options.dqn, **shared)
-    return train_ppo(build_transition(options), folder, settings=options.ppo, **shared)
+        return train_dqn(transition, folder, settings=options.dqn, **shared)
+    return train_ppo(transition, folder, settings=options.ppo, **shared)
 
 
 def _export_sb3(options: TrainOptions, folder: Path) -> tuple[Controller, dict[str, Any]]:

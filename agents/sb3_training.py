@@ -167,8 +167,8 @@ def _learn(model: BaseAlgorithm, timesteps: int, callbacks: list[BaseCallback], 
 def _describe(transition: Transition) -> dict[str, Any]:
     """The environment's settings, JSON-able."""
     config = asdict(transition.config)
-    config["schedule"] = to_config(transition.groups[0].schedule)
-    tasks = [about_task(group.task) for group in transition.groups]
+    config["schedule"] = to_config(transition.schedule)
+    tasks = [about_task(task) for task in transition.tasks]
     return {"tasks": tasks, "num_envs": transition.num_envs, "env": config, "torch_threads": torch.get_num_threads()}
 
 

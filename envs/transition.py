@@ -4,9 +4,11 @@ A `RunGroup` holds the runs that share shapes; a `Transition` puts several group
 Gymnasium and Stable-Baselines3 facades are thin shells around it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from metalr.signals.observations import visibility
 from metalr.signals.stats import RunStats
 from metalr.tasks.families import draw_base_lr
 from metalr.tasks.task import Task
+from metalr.workers import Workers
+
+R = TypeVar("R")
 
 # Examples of a split that are evaluated for the potential at the end of an episode.
 _OUTCOME_EXAMPLES = 2048
@@ -140,13 +145,16 @@ class RunGroup:
         """Start new episodes.
 
         Args:
-            which: runs to start, `(num_runs,)` bool.
+            which: runs to start, `(num_runs,)` bool; there may be none.
             seeds: of all runs, `(num_runs,)` int64; those of other runs are ignored.
             base_lr: of the episodes that start, `(num_runs,)`; drawn if None.
 
         Returns:
             The observation of all runs, `(num_runs, num_groups, NUM_FEATURES)`.
         """
+        if not which.any():
+            return self.shown()
+        which = which.to(self.like.device)
         everything = bool(which.all())
         for runs in (self.runs, self.twin):
             if runs is not None:
@@ -182,6 +190,7 @@ class RunGroup:
             action: `(num_runs, num_groups)`, in [-1, 1] or level indices.
         """
         spec = self.config.action
+        action = action.to(self.like.device)
         chosen = spec.level_action(action) if spec.levels else action
         self.state = loop.act(lambda seen, state: actions.act(spec, chosen, seen, state), self.state)
         lr = self._lr(self.state.multiplier, self.steps_per_action)
@@ -231,12 +240,27 @@ class Transition:
         num_envs: total number of environments, a multiple of the number of tasks.
         config: settings.
         seed: from which every episode of every environment follows.
+        workers: where the run groups are, each at one place from start to end; this process if None. Outcomes are the
+            same wherever that is.
+
+    Attributes:
+        groups: the run groups that are in this process; none where workers hold them.
 
     Raises:
-        ValueError: `num_envs` is not a multiple of the number of tasks, or the tasks differ in their LR groups.
+        ValueError: `num_envs` is not a multiple of the number of tasks, the tasks differ in their LR groups, or the
+            workers cannot hold run groups; see `Workers.hold`.
+        UnitError: a worker could not make a run group; the message has the cause.
     """
 
-    def __init__(self, tasks: Sequence[Task], num_envs: int, config: EnvConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        num_envs: int,
+        config: EnvConfig,
+        seed: int = 0,
+        *,
+        workers: Workers | None = None,
+    ) -> None:
         if not tasks or num_envs < 1 or num_envs % len(tasks):
             raise ValueError(
                 f"got {num_envs} environments for {len(tasks)} tasks, expected the same number for each task: "
@@ -244,9 +268,16 @@ class Transition:
             )
         self.config = config
         self.num_envs = num_envs
-        self.groups = [RunGroup(task, num_envs // len(tasks), config) for task in tasks]
-        self.num_groups = self.groups[0].num_groups
-        if any(group.num_groups != self.num_groups for group in self.groups):
+        self.tasks = tuple(tasks)
+        self.schedule = config.schedule if config.schedule is not None else tasks[0].schedule
+        self._size = num_envs // len(tasks)  # of a run group
+        makers = [partial(RunGroup, task, self._size, config) for task in tasks]
+        if workers is None or workers.here:
+            self.groups, self._held = [make() for make in makers], None
+        else:
+            self.groups, self._held = [], workers.hold(makers)
+        self.num_groups, *others = self._each(attrgetter("num_groups"), [()] * len(tasks))
+        if any(number != self.num_groups for number in others):
             raise ValueError("got tasks with different numbers of LR groups, expected one number: use groups='global'")
         self.seed(seed)
 
@@ -269,13 +300,10 @@ class Transition:
         index = torch.arange(self.num_envs)
         seeds = seeding.hash_integers(seeding.stream(self._seed, "outer"), index, self._episodes)
         self._episodes = self._episodes + which.long()
-        shown = []
-        size = self.num_envs // len(self.groups)
-        given = [None] * len(self.groups) if base_lr is None else base_lr.split(size)
-        for group, mask, group_seeds, lrs in zip(self.groups, which.split(size), seeds.split(size), given, strict=True):
-            device = group.like.device
-            shown.append(group.reset(mask.to(device), group_seeds, lrs) if mask.any() else group.shown())
-        return torch.cat(shown)
+        size = self._size
+        given = [None] * len(self.tasks) if base_lr is None else base_lr.split(size)
+        parts = list(zip(which.split(size), seeds.split(size), given, strict=True))
+        return torch.cat(self._each(RunGroup.reset, parts))
 
     def step(self, action: Tensor) -> Outcome:
         """Take one decision in every environment.
@@ -283,8 +311,11 @@ class Transition:
         Args:
             action: `(num_envs, num_groups)`, in [-1, 1] or level indices.
         """
-        size = self.num_envs // len(self.groups)
-        parts = [
-            group.step(part.to(group.like.device)) for group, part in zip(self.groups, action.split(size), strict=True)
-        ]
+        parts = self._each(RunGroup.step, [(part,) for part in action.split(self._size)])
         return Outcome(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _each(self, function: Callable[..., R], arguments: Sequence[tuple[Any, ...]]) -> list[R]:
+        """Call a function of every run group."""
+        if self._held is not None:
+            return self._held.each(function, arguments)
+        return [function(group, *given) for group, given in zip(self.groups, arguments, strict=True)]

@@ -16,6 +16,7 @@ from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig
 from metalr.agents.clone_training import CloneSettings
 from metalr.agents.training_folder import CONTROLLER
+from metalr.artefacts.controller_file import load_card, load_controller
 from metalr.compare.bayesian import search
 from metalr.compare.catalog import get_contender
 from metalr.compare.comparison import compare
@@ -69,6 +70,15 @@ def clone(folder: Path, workers: Workers) -> dict[str, torch.Tensor]:
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every record and curve of a comparison."""
     return {name: (folder / name).read_bytes() for name in ("records.jsonl", "curves.jsonl")}
+
+
+def same_controllers(*paths: Path) -> None:
+    """Assert that two controllers have the same bits, and cards that differ in the seconds that they took alone."""
+    alone, together = (load_controller(path).tensors() for path in paths)
+    assert alone.keys() == together.keys()
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
+    alone, together = (load_card(path)["about"] | {"seconds": 0} for path in paths)
+    assert alone == together
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +203,61 @@ def test_a_clone_that_the_command_trains_is_the_same_on_two_workers(two: Workers
     for name, workers in {"alone": None, "together": two}.items():
         folders.train(options, tmp_path / name, workers=workers)
     assert two.costs.units == before + 3 * 8  # curves and two rounds of rollouts, on eight plans
-    alone, together = ((tmp_path / name / CONTROLLER).read_bytes() for name in ("alone", "together"))
-    assert alone == together
+    same_controllers(tmp_path / "alone" / CONTROLLER, tmp_path / "together" / CONTROLLER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["ppo", "dqn"])
+def test_an_agent_that_learns_from_several_tasks_is_the_same_on_two_workers(agent: str, tmp_path: Path) -> None:
+    folders = pytest.importorskip("metalr.agents.run_folder")
+    options = folders.TrainOptions(agent=agent, family="mnist1d", groups=3, num_envs=6, episodes=12)
+    folders.train(options, tmp_path / "alone", tensorboard=False)
+    with Workers(2) as workers:
+        folders.train(options, tmp_path / "together", workers=workers, tensorboard=False)
+    assert workers.costs.workers == 2
+    assert workers.costs.units > 3 * 2 * 20
+    assert 0.0 < workers.costs.work < 2.0 * workers.costs.wall
+    same_controllers(tmp_path / "alone" / CONTROLLER, tmp_path / "together" / CONTROLLER)
+
+
+def test_run_groups_give_the_same_outcomes_wherever_they_are(two: Workers) -> None:
+    transitions = pytest.importorskip("metalr.envs.transition")
+    wild = make_task("quadratic", horizon=20, base_lr=1e9)  # diverges, so that runs start anew one by one
+    config = transitions.EnvConfig(decisions=5, reward="paired")
+    places = [transitions.Transition([*tasks(), wild], 6, config, seed=3, workers=where) for where in (None, two)]
+    assert [len(place.groups) for place in places] == [3, 0]
+    seen = [place.reset() for place in places]
+    assert torch.equal(*seen)
+    diverged = 0
+    for decision in range(8):
+        action = torch.linspace(-1.0, 1.0, 6).roll(decision)[:, None]
+        alone, together = (place.step(action) for place in places)
+        for name in alone._fields:
+            torch.testing.assert_close(getattr(alone, name), getattr(together, name), rtol=0, atol=0, equal_nan=True)
+        diverged += int((alone.diverged & ~alone.diverged.all()).sum())
+        seen = [place.reset(alone.done) for place in places]
+        assert torch.equal(*seen)
+    assert diverged
+
+
+def test_what_is_held_by_a_worker_that_died_is_lost(two: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    held = two.hold([list, list, list])
+    assert held.each(units.append, [(1,), (2,), (3,)]) == [1, 1, 1]
+    assert held.each(units.append, [(1,), (2,), (3,)]) == [2, 2, 2]
+    with pytest.raises(UnitError, match=r"TypeError: .*append"):
+        held.each(units.append, [(1,), (2,), ()])
+    assert held.each(units.append, [(1,), (2,), (3,)]) == [4, 4, 3]
+    with pytest.raises(UnitError, match=r"a worker died \(TerminatedWorkerError\), and with it .*: give the same"):
+        held.each(units.die, [(), (), ()])
+    with pytest.raises(UnitError, match="ValueError: got nothing"):
+        two.hold([list, units.refuse])
+
+
+def test_runs_with_a_past_need_several_local_processes_and_several_tasks(two: Workers) -> None:
+    with pytest.raises(ValueError, match=r"got one process for training runs that keep their state .* use --workers"):
+        Workers().hold([list, list])
+    with pytest.raises(ValueError, match=r"got 2 workers for one task, .*: train on a family of them, or leave"):
+        two.hold([list])
 
 
 def test_a_search_depends_on_what_is_proposed_at_once_and_not_on_who_trains_it(two: Workers) -> None:

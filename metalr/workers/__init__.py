@@ -11,6 +11,7 @@ place            `Workers`: this process, local processes or a cluster
 units            a piece of work, and the error of work that failed for good
 costs            where the time of the workers went
 work             units under way: sent, tried again, reported
+held             objects that stay in their process from one call to the next
 engine           the interface of the two places that follow
 local_processes  units in processes of this machine
 ray_cluster      units on the nodes of a Ray cluster

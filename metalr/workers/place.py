@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from metalr.workers.costs import Costs
 from metalr.workers.engine import Engine
+from metalr.workers.held import Held
 from metalr.workers.local_processes import LocalProcesses
 from metalr.workers.ray_cluster import RayCluster
 from metalr.workers.units import Unit
@@ -44,6 +45,7 @@ class Workers:
             self._engine = RayCluster(cluster, gpus)
         elif count > 1:
             self._engine = LocalProcesses(count)
+        self._held: list[Held] = []
         self.costs = Costs()
 
     def __enter__(self) -> "Workers":
@@ -52,6 +54,8 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for held in self._held:
+            held.close()
         if self._engine is not None:
             self._engine.close()
 
@@ -87,6 +91,32 @@ class Workers:
         finally:
             work.close()
         work.check()
+
+    def hold(self, makers: Sequence[Callable[[], Any]]) -> Held:
+        """Make objects that stay in local processes of their own until the workers go; see `held`.
+
+        Args:
+            makers: of the objects.
+
+        Raises:
+            ValueError: the work is done in this process or on a cluster, or there is one object alone.
+            UnitError: an object could not be made.
+        """
+        if not isinstance(self._engine, LocalProcesses):
+            raise ValueError(
+                f"got {'one process' if self.here else 'a cluster'} for training runs that keep their state from one "
+                "decision to the next, expected several local workers, since a node that is lost would take its runs "
+                "with it: use --workers, or choose the agent clone, whose pieces stand alone"
+            )
+        if len(makers) < 2:
+            raise ValueError(
+                f"got {self._engine.size()} workers for one task, whose training runs advance together in one process, "
+                "expected several tasks: train on a family of them, or leave the workers out"
+            )
+        held = Held(self._engine.size(), self.costs)
+        self._held.append(held)
+        held.make(makers)
+        return held
 
     def _each_here(self, function: Callable[..., R], units: Sequence[Unit]) -> Iterator[tuple[int, R]]:
         begun = time.perf_counter()

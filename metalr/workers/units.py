@@ -18,4 +18,4 @@ class Unit(NamedTuple):
 
 
 class UnitError(RuntimeError):
-    """Units that failed three times; the message has the cause of the first."""
+    """Work that failed for good; the message has the cause of the first."""

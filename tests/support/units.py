@@ -31,6 +31,22 @@ def fragile(folder: Path, number: int) -> int:
     return number
 
 
+def append(held: list, number: int) -> int:
+    """The length of what is held, with a number more."""
+    held.append(number)
+    return len(held)
+
+
+def die(held: list) -> None:
+    """End the process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse() -> None:
+    """Make nothing."""
+    raise ValueError("got nothing")
+
+
 def wait_long(folder: Path, number: int) -> None:
     """Leave the process's number and wait for a minute."""
     (folder / str(os.getpid())).touch()
