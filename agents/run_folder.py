@@ -245,7 +245,8 @@ def train(
     Args:
         options: all of them.
         folder: of the run.
-        workers: where training runs are made; this process if None. The controller is the same wherever that is.
+        workers: where training runs are made; this process if None. The controller is the same wherever that is. PPO
+            and DQN take several local ones, and those for several tasks.
         progress: called with how much is done, how much there is in all, and what is counted.
         tensorboard: write `folder/tensorboard`, as far as the agent has a log.
 

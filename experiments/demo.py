@@ -15,7 +15,6 @@ LRs 2.00 / 1.67 / 1.35 / 1.26 / 2.30 (x0.1 to x10). The state-blind policy is le
 at none.
 """
 
-import multiprocessing
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -40,12 +39,13 @@ from metalr.reports.tables import result_grid
 from metalr.schedules import Linear
 from metalr.tasks.catalog import make_task
 from metalr.tasks.task import Task
+from metalr.workers import Unit, Workers
 
 BLIND = "state-blind policy"
 
 
 @dataclass(frozen=True)
-class Args(harness.Options):
+class Args(harness.Spread):
     """Train, export, use and compare a PPO controller."""
 
     seeds: tuple[int, ...] = (0,)
@@ -54,6 +54,8 @@ class Args(harness.Options):
     """Where everything goes; an interrupted demo resumes from here."""
     episodes: int = 8192
     """Training runs that each policy learns from."""
+    workers: int = 2
+    """Local processes that train; each takes one core."""
 
     def small(self) -> "Args":
         return replace(self, episodes=128, folder=self.folder.with_name(f"{self.folder.name}-smoke"))
@@ -88,21 +90,25 @@ def train(args: Args, name: str, seed: int, visible: tuple[str, ...] | None) -> 
     print(f"{name}: learned from {runs} training runs in {about['seconds']:.0f} s", flush=True)
 
 
-def train_all(args: Args) -> None:
-    """Train every policy, two at a time: each takes one core."""
-    jobs: list[tuple[Args, str, int, tuple[str, ...] | None]]
-    jobs = [(args, f"ppo-{seed}", seed, None) for seed in args.seeds]
-    jobs.append((args, "state-blind", args.seeds[0], ("progress", "has_horizon")))
-    print(
-        f"Training {len(jobs)} policies, each on {args.episodes} runs, 64 at a time, two policies at once:", flush=True
-    )
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        pool.starmap(train, jobs, chunksize=1)
+def train_all(args: Args, workers: Workers) -> None:
+    """Train every policy, a unit each."""
+    units = [Unit((args, f"ppo-{seed}", seed, None)) for seed in args.seeds]
+    units.append(Unit((args, "state-blind", args.seeds[0], ("progress", "has_horizon"))))
+    at_once = f", {args.workers} policies at once" * (args.workers > 1)
+    print(f"Training {len(units)} policies, each on {args.episodes} runs, 64 at a time{at_once}:", flush=True)
+    for _ in workers.each(train, units):
+        pass
 
 
 def main(args: Args) -> None:
+    """Start the workers, and let them work."""
+    with args.start_workers() as workers:
+        run(args, workers)
+
+
+def run(args: Args, workers: Workers) -> None:
     """Run the demo."""
-    train_all(args)
+    train_all(args, workers)
     files = {f"ppo (seed {seed})": args.folder / f"ppo-{seed}" / CONTROLLER for seed in args.seeds}
     first = next(iter(files.values()))
 
@@ -118,6 +124,7 @@ def main(args: Args) -> None:
         controllers={name: load_controller(path) for name, path in files.items()},
         ablations={BLIND: load_controller(args.folder / "state-blind" / CONTROLLER)},
         progress=ProgressLines(),
+        workers=workers,
     )
     task = comparison.tasks[0]
     random = [f"{name}: random policy" for name in files][:1]

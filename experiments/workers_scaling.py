@@ -5,7 +5,8 @@
 The same oracle curves and the same comparison, both on tasks of the family meta-train, in this process, on two local
 workers and on a Ray cluster of two nodes of one core each, which Ray's cluster utility starts on this machine (left out
 where Ray is not installed). Shown are wall times beside those of this process, what the start of the workers cost, and
-the share of their time that was overhead. It needs two cores with nothing else on them.
+the share of their time that was overhead. It needs two cores with nothing else on them, for about eight minutes; it does
+not resume, but the cluster, where most can go wrong, comes first.
 
 Beside the records of the measurements are those of a calculation: 10,000 tasks of 16 LRs on 1, 10 and 100 nodes, a unit
 for each task. The time is that of the slower of two: the workers, at the measured seconds of a unit (with reading and
@@ -40,6 +41,7 @@ from metalr.workers import Costs, Unit, Workers
 
 NAME = "workers_scaling"
 HERE = "this process"
+RAY = "Ray, two nodes"
 TIMED = ("oracle curves", "compare")
 
 
@@ -49,7 +51,7 @@ class Args(harness.Options):
 
     curves: int = 40
     """Oracle curves."""
-    compared: int = 8
+    compared: int = 6
     """Tasks of the comparison."""
     trials: int = 8
     """Of each contender in it."""
@@ -100,7 +102,7 @@ def two_nodes() -> Iterator[str]:
 @contextmanager
 def started(place: str) -> Iterator[Workers]:
     """Workers in a place."""
-    if place == "Ray, two nodes":
+    if place == RAY:
         with two_nodes() as address, Workers(cluster=address) as workers:
             yield workers
     else:
@@ -188,11 +190,23 @@ def calculated(args: Args, found: dict[str, Costs], writing: float) -> list[reco
     return rows
 
 
+def check_cores(args: Args) -> None:
+    """Raise ValueError if two workers would share a core, except in a smoke run."""
+    from joblib import cpu_count
+
+    if cpu_count() < 2 and not args.smoke:
+        raise ValueError(f"got {cpu_count()} core, expected two for two workers: run it on another machine")
+
+
 def main(args: Args) -> None:
     """Measure in every place, calculate, print, write the records."""
-    places = [HERE, "two workers", *(["Ray, two nodes"] if importlib.util.find_spec("ray") else [])]
+    check_cores(args)
+    places = [HERE, "two workers", *([RAY] if importlib.util.find_spec("ray") else [])]
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        found = {place: measure(place, args, Path(folder) / place) for place in places}
+        for place in reversed(places):
+            found[place] = measure(place, args, Path(folder) / place)
+            print(f"{place}: {found[place]['oracle curves']}", flush=True)
         writing = seconds_to_write(args, Path(folder))
     rows = [row for place in places for row in rows_of(place, found[place], found[HERE])]
     timed = [row for row in rows if row["what"] in TIMED]
