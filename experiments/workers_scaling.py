@@ -5,8 +5,8 @@
 The same oracle curves and the same comparison, both on tasks of the family meta-train, in this process, on two local
 workers and on a Ray cluster of two nodes of one core each, which Ray's cluster utility starts on this machine (left out
 where Ray is not installed). Shown are wall times beside those of this process, what the start of the workers cost, and
-the share of their time that was overhead. It needs two cores with nothing else on them, for about eight minutes; it does
-not resume, but the cluster, where most can go wrong, comes first.
+the share of their time that was overhead. It needs two cores with nothing else on them, for about eight minutes. A
+run that was stopped begins anew; the cluster, where most can go wrong, comes first.
 
 Beside the records of the measurements are those of a calculation: 10,000 tasks of 16 LRs on 1, 10 and 100 nodes, a unit
 for each task. The time is that of the slower of two: the workers, at the measured seconds of a unit (with reading and
