@@ -122,6 +122,13 @@ def test_an_option_that_the_agent_does_not_read_is_refused(agent, option, value,
     assert not (tmp_path / "run").exists()
 
 
+def test_workers_for_a_single_task_of_ppo_are_refused(tmp_path):
+    pytest.importorskip("joblib")
+    with pytest.raises(SystemExit, match=r"metalr: got 2 workers for one task, .*, expected several tasks: train on a"):
+        call("train", *SMALL, "--workers", "2", "--folder", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_export_compare(tmp_path, capsys):
     folder, file = tmp_path / "run", tmp_path / "mine.safetensors"
     call("train", *SMALL, "--folder", str(folder))

@@ -67,6 +67,11 @@ def test_bad_units_are_reported(on_ray: Workers, tmp_path: Path) -> None:
     assert on_ray.costs.units == 4
 
 
+def test_runs_with_a_past_stay_off_a_cluster(on_ray: Workers) -> None:
+    with pytest.raises(ValueError, match="got a cluster for training runs that keep their state"):
+        on_ray.hold([list, list])
+
+
 def test_a_comparison_is_the_same_and_survives_the_loss_of_a_node(cluster: Any, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("here", "two", "ray", "killed")}
     seconds = {}
