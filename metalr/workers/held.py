@@ -39,6 +39,7 @@ class Held:
     def __init__(self, count: int, costs: Costs) -> None:
         self._count, self._costs = count, costs
         self._processes: list[Any] = []
+        self._last: list[Future[bytes]] = []
         self._begun = self._ended = time.perf_counter()
 
     def make(self, makers: Sequence[Callable[[], Any]]) -> None:
@@ -62,8 +63,9 @@ class Held:
 
     def close(self) -> None:
         """Let the processes go, with what they hold."""
+        busy = any(not future.done() for future in self._last)
         for process in self._processes:
-            process.shutdown(wait=True, kill_workers=True)
+            process.shutdown(wait=True, kill_workers=busy)  # an idle one ends in order, with what a compiler began
         self._costs.wall += self._ended - self._begun
 
     def _start(self, place: int, function: Callable[..., Any], *arguments: Any) -> "Future[bytes]":
@@ -71,6 +73,7 @@ class Held:
         return process.submit(do, None, None, dumps((function, (self._names[place], *arguments))))
 
     def _finish(self, futures: "list[Future[bytes]]") -> list[Any]:
+        self._last = futures
         results = [self._result(future) for future in futures]
         self._ended = time.perf_counter()
         return results
