@@ -56,7 +56,7 @@ class _Slot:
         self.executor, self.future = new_process(), None
 
     def close(self) -> None:
-        self.executor.shutdown(wait=True, kill_workers=True)
+        self.executor.shutdown(wait=True, kill_workers=not self.free)
 
 
 class LocalProcesses(Engine):
