@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import metalr
-from metalr import cli
 from metalr.artefacts.controller_file import SHIPPED, load_card, load_controller, save_controller
 from metalr.cli import main
+from metalr.commands.compare import _different_names
 from tests.support.policies import random_policy
 
 pytestmark = [
@@ -165,14 +165,14 @@ def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path, own):
 def test_controllers_have_different_names(files, names, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    found = cli._different_names(tuple(Path(f"{file}.safetensors") for file in files))
+    found = _different_names(tuple(Path(f"{file}.safetensors") for file in files))
     assert list(found) == names
     assert list(found.values()) == [Path(f"{file}.safetensors") for file in files]
 
 
 def test_the_same_controller_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected different files"):
-        cli._different_names((tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"))
+        _different_names((tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"))
 
 
 def test_tune_prints_the_best_trials(capsys):
