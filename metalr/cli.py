@@ -1,10 +1,9 @@
 """The command line: `metalr train`, `export`, `compare`, `explain`, `tune`, `find-lr` and `list`."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, Union, get_args
+from typing import Annotated, Any, Union, get_args
 
 import torch
 
@@ -59,26 +58,37 @@ def _optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
     )
 
 
+_COMMANDS: dict[str, type] = {
+    "train": Train,
+    "export": Export,
+    "compare": Compare,
+    "explain": Explain,
+    "tune": Tune,
+    "find-lr": FindLR,
+    "list": List,
+}
+_Command: Any = Union[  # noqa: UP007
+    tuple(
+        Annotated[Any, tyro.conf.subcommand(name=name, constructor=command, prefix_name=False)]
+        for name, command in _COMMANDS.items()
+    )
+]
+
+
+@dataclass
+class _Metalr:
+    """Learning-rate controllers, learned and compared."""
+
+    command: Annotated[_Command, tyro.conf.arg(name="", help="Each has a --help of its own.")]  # type: ignore[valid-type]
+    version: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False
+    """show the version and exit"""  # which `metalr.__main__` does, without all that is imported here
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `metalr` command."""
     # Two threads on small kernels collapse as soon as anything else runs beside them.
     torch.set_num_threads(1)
-    commands: dict[str, Callable[..., Any]] = {
-        "train": Train,
-        "export": Export,
-        "compare": Compare,
-        "explain": Explain,
-        "tune": Tune,
-        "find-lr": FindLR,
-        "list": List,
-    }
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="metalr",
-        description="Learning-rate controllers, learned and compared.",
-        args=arguments,
-        registry=_REGISTRY,
-    )
+    command: Any = tyro.cli(_Metalr, prog="metalr", args=arguments, registry=_REGISTRY).command
     try:
         command.run()
     except BrokenPipeError:  # the reader of a pipe has seen enough

@@ -13,37 +13,39 @@ from metalr.progress import ProgressLines
 
 @dataclass
 class Compare:
-    """Compare schedules and controllers: equal budgets, fresh seeds, two tables that never mix.
+    """Compare schedules and controllers under equal budgets, on fresh seeds.
 
-    Writes records, a figure and one HTML report into the folder; the same command resumes a stopped comparison.
+    Writes records, a figure and one HTML report into the folder.
+
+    The same command continues a comparison that was stopped.
     """
 
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--task"])] = ("mnist1d-mlp",)
     """Shipped tasks (see `metalr list`), or module:function of your own that return a metalr.Task."""
     horizon: int | None = None
-    """Optimizer updates in a training run: 400, or your own task's, by default."""
+    """Optimizer updates in a training run; none stands for 400, or your own task's."""
     optimizer: str | None = None
-    """Inner optimizer; each task's own by default."""
+    """Inner optimizer, in place of each task's own; see `metalr list`."""
     controllers: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Controller files, or names of shipped ones, to compare with the schedules."""
     contenders: tuple[str, ...] = CLASSIC
-    """Schedules, rules and optimizers to tune; `all` takes every one that needs no package of its own."""
+    """Schedules, rules and optimizers to tune (see `metalr list`); `all` takes all that need no further package."""
     trials: int = 16
     """Candidates of every contender, over the LR and its own parameters together."""
     extension: int = 0
-    """More candidates of every contender where the best LR of any of them lies on an edge."""
+    """Further candidates of every contender, where the best LR of one of them lies on the edge of the range."""
     factors: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     """Wrong base LRs, as factors of the right one, for the last table."""
     tune_controllers: bool = False
     """Give controllers the same number of trials too; without it they have none."""
     targets: bool = False
-    """Let the best of four optimizers set the target for the times to target."""
+    """Train four optimizers too: the best of them sets the loss to which times are measured."""
     tuning_seeds: int = 3
     """Runs behind each trial."""
     report_seeds: int = 10
     """Fresh runs behind each reported number."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """Where the training runs live: cpu or cuda."""
     seed: int = 0
     """Makes the comparison repeatable."""
     workers: int = 1
@@ -51,7 +53,7 @@ class Compare:
     cluster: str | None = None
     """Address of a Ray cluster that trains instead, or `auto`."""
     folder: Path = Path("runs/compare")
-    """Where everything goes."""
+    """Folder of the records, the figure and the report."""
 
     def run(self) -> None:
         """Compare, print and write the report."""

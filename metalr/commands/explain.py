@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -12,23 +13,23 @@ from metalr.reports.text_table import listing, screen_width
 
 @dataclass
 class Explain:
-    """Run a controller once on a task and say at every decision which features moved the multiplier, and how much.
+    """Run a controller on a task and say at every decision which features moved it.
 
-    A factor in brackets is the multiplier decided over the one that would have been decided without that feature.
+    In brackets: the multiplier, over the one decided without that feature.
     """
 
-    controller: tyro.conf.Positional[Path]
+    controller: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONTROLLER")]
     """A controller file, or the name of a shipped one."""
     task: str = "mnist1d-mlp"
     """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     horizon: int | None = None
-    """Optimizer updates in the run; without a number 200, or your own task's."""
+    """Optimizer updates in the run; none stands for 200, or your own task's."""
     optimizer: str | None = None
     """Inner optimizer, in place of the task's own; see `metalr list`."""
     factor: float = 1.0
-    """Of the task's base LR, to see how a wrong guess is repaired."""
+    """Guess of the LR, as a factor of the task's base LR, to see how a wrong one is repaired."""
     seed: int = 0
-    """Of the run."""
+    """Seed of the run: its weights and its data order."""
 
     def run(self) -> None:
         """Run and print."""

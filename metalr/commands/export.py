@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -12,24 +12,26 @@ from metalr.commands.checks import file_or_name
 
 @dataclass
 class Export:
-    """Write a controller to one file; the ending of its name says what.
+    """Write a controller to one file.
 
-    .safetensors: a controller file, from a run folder's last checkpoint. .py: one Python file that needs torch alone.
-    .csv: the mean LR of some runs as a table, for programs that can only follow one.
+    The ending of the target says which kind:
+    - .safetensors: a controller file, from a run folder's last checkpoint
+    - .py: a scheduler in one Python file that needs torch alone
+    - .csv: the mean LR of some runs, for programs that can only follow a table
     """
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """A run folder, a .safetensors file, or the name of a shipped controller."""
-    target: tyro.conf.Positional[Path]
-    """The file to write."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """The file to write, a new one."""
     task: str = "mnist1d-mlp"
-    """For .csv: the task on whose runs the table is recorded, shipped or module:function."""
+    """For .csv: the task on whose runs the table is recorded, shipped or your own module:function."""
     horizon: int = 200
     """For .csv: optimizer updates in those runs."""
 
     def run(self) -> None:
         """Write the file."""
-        from metalr.artefacts.controller_file import load_card, load_controller, save_controller
+        from metalr.artefacts.controller_file import list_controllers, load_card, load_controller, save_controller
         from metalr.artefacts.replay_table import write_replay_csv
         from metalr.artefacts.standalone import write_standalone
 
@@ -39,9 +41,15 @@ class Export:
             controller: Any
             controller, about = export_folder(self.source)
             card: dict[str, Any] = {"about": {**about, "exported_from": self.source.name}}
-        else:
+        elif self.source.is_file() or isinstance(file_or_name(self.source), str):
             source = file_or_name(self.source)
             controller, card = load_controller(source), load_card(source)
+        else:
+            raise FileNotFoundError(
+                f"got source {self.source}, where there is nothing, expected a run folder, a .safetensors file or the "
+                f"name of a shipped controller ({', '.join(list_controllers())}): check the path, or train a "
+                f"controller there with `metalr train --folder {self.source}`"
+            )
         if self.target.suffix == ".safetensors":
             save_controller(self.target, controller, card["about"])
         elif self.target.suffix == ".py":

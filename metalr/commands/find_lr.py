@@ -8,12 +8,15 @@ from metalr.reports.text_table import listing, screen_width
 
 @dataclass
 class FindLR:
-    """Find an LR: train briefly while the LR grows, and see where the loss falls fastest and where it explodes."""
+    """Find an LR by a range test: train briefly while the LR grows.
+
+    Says where the loss falls fastest and where it explodes, and draws the curve.
+    """
 
     task: str = "mnist1d-mlp"
     """A shipped task (see `metalr list`), or module:function of your own that returns a metalr.Task."""
     optimizer: str | None = None
-    """Inner optimizer; the task's own by default."""
+    """Inner optimizer, in place of the task's own; see `metalr list`."""
     seeds: int = 16
     """Runs behind the curve."""
     figure: Path = Path("runs/find-lr.png")

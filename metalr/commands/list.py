@@ -8,7 +8,7 @@ from metalr.reports.text_table import listing, screen_width, wrap
 
 @dataclass
 class List:
-    """Show what there is: tasks, families, schedules, contenders, optimizers, rewards, features, controllers."""
+    """List tasks, schedules, contenders, optimizers, features, controllers and more."""
 
     def run(self) -> None:
         """Print the lists."""

@@ -21,19 +21,18 @@ _SHOWN_TASKS = 4
 
 @dataclass
 class Train:
-    """Train a controller with PPO, DQN or by cloning, try it on fresh seeds, and say what to type next.
+    """Train a controller by PPO, DQN or cloning, and try it on fresh seeds.
 
-    After Ctrl-C `metalr train --resume FOLDER` continues. When training is done the folder holds
-    controller.safetensors.
+    Leaves controller.safetensors in the folder, and says what to type next.
+
+    A training that was stopped continues with `metalr train --resume FOLDER`.
     """
 
     options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
-    folder: Annotated[Path, tyro.conf.arg(help="A new folder for the run, or that of the same run.")] = Path(
-        "runs/train"
-    )
-    resume: Annotated[
-        Path | None, tyro.conf.arg(help="Continue the run in this folder; every other option is read from it.")
-    ] = None
+    folder: Path = Path("runs/train")
+    """Folder of the run: a new one, or that of a stopped run with the same options."""
+    resume: Path | None = None
+    """Folder of a stopped run to continue; every other option is read from it."""
 
     def run(self) -> None:
         """Train, or continue a training."""

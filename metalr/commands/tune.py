@@ -10,9 +10,9 @@ from metalr.reports.text_table import listing, screen_width
 
 @dataclass
 class Tune:
-    """Search the LR and the parameters of one contender with a Gaussian process, and print the best trials.
+    """Search the LR and parameters of one contender with a Gaussian process.
 
-    For a comparison use `metalr compare`, which gives every contender the same trials and reports on fresh seeds.
+    Prints the best trials. To compare contenders use `metalr compare`.
     """
 
     task: str = "mnist1d-mlp"
@@ -20,17 +20,17 @@ class Tune:
     contender: str = "wsd"
     """A schedule, rule or optimizer; see `metalr list`."""
     horizon: int | None = None
-    """Optimizer updates in a training run: 400, or your own task's, by default."""
+    """Optimizer updates in a training run; none stands for 400, or your own task's."""
     trials: int = 20
     """Candidates in all."""
     tuning_seeds: int = 3
     """Runs behind each trial."""
     criterion: Literal["train", "valid"] = "train"
-    """The final loss that is made small."""
+    """Final loss by which trials are judged."""
     seed: int = 0
-    """Of the search."""
+    """Seed of the search: the same seed tries the same candidates."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """Where the training runs live: cpu or cuda."""
     at_once: int = 1
     """Candidates that are proposed together, for several workers; the search learns from all of them at once."""
     workers: int = 1
