@@ -242,7 +242,7 @@ def test_list_names_everything(capsys):
         (["train", "--decisions", "7"], "got horizon 200 with 7 decisions"),
         (["compare", "--controllers", "nowhere.safetensors"], "which is not a file"),
         (["export", "nowhere", "x.safetensors"], r"got source nowhere, where there is nothing, .*\(general\): check"),
-        (["export", "gone/run", "x.safetensors"], "or train a controller there with `metalr train --folder gone/run`"),
+        (["export", "gone/run", "x.safetensors"], "expected a run folder.* make a run folder with `metalr train`"),
         (["compare", "--contenders", "cosin"], "did you mean 'cosine'"),
     ],
 )

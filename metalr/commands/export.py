@@ -47,8 +47,8 @@ class Export:
         else:
             raise FileNotFoundError(
                 f"got source {self.source}, where there is nothing, expected a run folder, a .safetensors file or the "
-                f"name of a shipped controller ({', '.join(list_controllers())}): check the path, or train a "
-                f"controller there with `metalr train --folder {self.source}`"
+                f"name of a shipped controller ({', '.join(list_controllers())}): check the path, or make a run folder "
+                "with `metalr train`"
             )
         if self.target.suffix == ".safetensors":
             save_controller(self.target, controller, card["about"])

@@ -16,7 +16,7 @@ h3 { margin-bottom: .4em; } a { color: inherit; }
 p { max-width: 80em; } .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { text-align: right; padding: 3px 10px; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit; }
-tr { background: var(--paper); } thead th { border-bottom: 2px solid var(--soft); }
+tr { background: var(--paper); } thead th { box-shadow: inset 0 -2px var(--soft); }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid currentColor; }
 th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after
   { content: " \\2193"; }
