@@ -30,7 +30,7 @@ _LEAST_PLANS = 8
 
 @dataclass(frozen=True)
 class CloneSettings:
-    """The settings of a clone that a command line holds; the defaults suit a few small tasks and some two minutes.
+    """Settings of a clone; the defaults suit a few small tasks and some two minutes.
 
     The shipped controller was made with the larger ones of `CloneConfig`.
     """
@@ -40,15 +40,15 @@ class CloneSettings:
     runs_per_task: int = 32
     """Rollouts of each task in a round."""
     guess: float = 30.0
-    """The base LRs of rollouts are up to so many times too small or too big."""
+    """Largest factor by which the base LRs of rollouts are too small or too big."""
     num_lrs: int = 15
-    """LRs on an oracle curve."""
+    """LRs on an oracle curve, the final loss of a task against its LR."""
     decades: float = 5.0
-    """From its lowest to its highest LR."""
+    """Decades from the lowest to the highest LR of a curve."""
     seeds: int = 4
     """Training runs of each LR on a curve."""
     hidden_size: int = 32
-    """Width of a policy's memory."""
+    """Width of a policy's recurrent state."""
     members: int = 1
     """Policies trained on the same runs; the controller is their average."""
     steps: int = 500
@@ -56,9 +56,9 @@ class CloneSettings:
     batch: int = 256
     """Training runs in each update."""
     peak_lr: float = 5e-3
-    """Of the policy's own optimizer, AdamW, under a one-cycle schedule."""
+    """Peak LR of the policy's own optimizer, AdamW, under a one-cycle schedule."""
     smoothness: float = 1e-3
-    """Price of a change of the LR, against regret."""
+    """Weight of the penalty on a change of the LR, beside the regret."""
     noise: float = 0.1
     """Standard deviation of the noise on the features that a policy is trained on."""
 

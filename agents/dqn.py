@@ -23,9 +23,9 @@ class DQNSettings:
     """
 
     learning_rate: float = 2e-3
-    """Of the network's own optimizer, Adam, at the start."""
+    """LR of the network's own optimizer, Adam, at the start."""
     final_learning_rate: float = 1e-5
-    """What it falls to, linearly over training."""
+    """The same at the end; it falls linearly over training."""
     buffer_size: int = 100_000
     """Decisions that the replay buffer holds."""
     batch_size: int = 256
@@ -45,7 +45,7 @@ class DQNSettings:
     gamma: float = 1.0
     """Discount per decision; 1 for none."""
     width: int = 64
-    """Of the network's two hidden layers."""
+    """Width of the network's two hidden layers."""
 
 
 def build_dqn(transition: Transition, settings: DQNSettings, seed: int, tensorboard: Path | None = None) -> DQN:

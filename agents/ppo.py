@@ -27,13 +27,13 @@ class PPOSettings:
     """
 
     learning_rate: float = 2e-3
-    """Of the policy's own optimizer, Adam, at the start."""
+    """LR of the policy's own optimizer, Adam, at the start."""
     final_learning_rate: float = 2e-4
-    """What it falls to, linearly over training."""
+    """The same at the end; it falls linearly over training."""
     n_epochs: int = 8
     """Passes over each rollout."""
     minibatches: int = 4
-    """Into which a rollout, one episode of every environment, is cut."""
+    """Parts into which a rollout, one episode of every environment, is cut."""
     gamma: float = 1.0
     """Discount per decision; 1 for none."""
     gae_lambda: float = 0.98
@@ -45,11 +45,11 @@ class PPOSettings:
     log_std_init: float = -1.5
     """Logarithm of the exploration's standard deviation at the start."""
     final_log_std: float | None = None
-    """What it falls to, linearly over training; without it PPO learns it."""
+    """The same at the end, falling linearly over training; none lets PPO learn it."""
     width: int = 64
-    """Of the policy's two hidden layers."""
+    """Width of the policy's two hidden layers."""
     target_kl: float | None = None
-    """Ends the passes over a rollout once the policy has moved this far; without it never."""
+    """End the passes over a rollout once the policy has moved this far; none never does."""
 
 
 class ExplorationCallback(BaseCallback):

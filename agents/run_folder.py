@@ -48,9 +48,9 @@ class TrainOptions:
     family: str | None = None
     """A task family in place of one task; see `metalr list`."""
     groups: int | None = None
-    """With a family: how many tasks to draw from it; without a number 4, for a clone 16."""
+    """With a family: how many tasks to draw from it; none stands for 4, with a clone for 16."""
     horizon: int | None = None
-    """Optimizer updates in a training run; without a number 200, or your own task's (a family has its own)."""
+    """Optimizer updates in a training run; none stands for 200, or your own task's (a family has its own)."""
     optimizer: str | None = None
     """Inner optimizer, in place of the task's own; see `metalr list`."""
     base_lr: float | None = None
@@ -58,13 +58,13 @@ class TrainOptions:
     decisions: int = 20
     """LR decisions in a training run; for PPO and DQN they must divide the horizon."""
     schedule: str | None = None
-    """Base schedule that the controller corrects, in place of linear, for a clone wsd; see `metalr list`."""
+    """Base schedule that the controller corrects (see `metalr list`); none stands for linear, with a clone for wsd."""
     reward: str = "train"
     """Reward of a decision, for PPO and DQN; see `metalr list`."""
     mode: Literal["anchored", "recursive"] | None = None
-    """Action from the base LR (anchored, PPO's own) or from the LR in force (recursive, that of DQN and clone)."""
+    """Multiply the base LR (anchored) or the LR in force (recursive); none: PPO anchored, DQN and clone recursive."""
     alpha: float | None = None
-    """Log-range of an action; without a number 3, a factor of 20 each way, and for DQN 2.3, a factor of 10."""
+    """Log-range of an action; none stands for 3, a factor of 20 each way, and with DQN for 2.3, a factor of 10."""
     levels: int = 7
     """Actions that DQN chooses among."""
     hide_loss: float = 0.0
@@ -82,7 +82,7 @@ class TrainOptions:
     compile: bool = False
     """Compile the training step, for PPO and DQN: worth it for runs of a minute and more."""
     device: str = "cpu"
-    """Where the training runs live: cpu or cuda; a clone's on the cpu."""
+    """Where the training runs live: cpu or cuda; those of a clone always on the cpu."""
     seed: int = 0
     """Makes the run repeatable."""
     ppo: PPOSettings = field(default_factory=PPOSettings)

@@ -7,7 +7,7 @@ import metalr
 
 def main() -> None:
     """Print the version, or hand over to the command line."""
-    if sys.argv[1:] == ["--version"]:
+    if sys.argv[1:2] == ["--version"]:
         print(f"metalr {metalr.__version__}")
         return
     from metalr import cli

@@ -11,11 +11,14 @@ Progress = Callable[[int, int, str], None]
 
 # Seconds between two lines, on a terminal and elsewhere.
 _ON_TERMINAL, _ELSEWHERE = 0.2, 10.0
+# Share of a sitting's work whose speed must be known before it says anything about the rest.
+_SHARE_TIMED = 0.03
 
 
 class _Count(NamedTuple):
-    """Where a count stood when it was first seen, and when its last line was written."""
+    """What was done at the first call, since when and from where the speed is measured, and when a line was written."""
 
+    done_before: int
     began_at: float
     began_with: int
     shown_at: float
@@ -24,8 +27,8 @@ class _Count(NamedTuple):
 class ProgressLines:
     """Writes lines such as `episodes 1280 of 5120, 1:05 left`.
 
-    The time left is that of the rest at the mean speed since the first call, so that what an earlier sitting did does
-    not count as done in no time. The last line of a count is always written.
+    The time left is that of the rest at the mean speed of this sitting, so that what an earlier one did does not count
+    as done in no time. It is held back until a few percent are timed. The last line of a count is always written.
 
     Args:
         file: where to; None for the error stream, so that what a command prints can go into a pipe or a file.
@@ -44,14 +47,18 @@ class ProgressLines:
         now = self.clock()
         if what not in self._counts:
             self.finish()
-            self._counts[what] = _Count(now, done, now)
+            self._counts[what] = _Count(done, now, done, now)
         count = self._counts[what]
+        if done > count.began_with == count.done_before:
+            # The first piece: the time until here has a start-up in it, such as a compilation, that never comes again.
+            count = self._counts[what] = count._replace(began_at=now, began_with=done)
         if done < total and now - count.shown_at < (_ON_TERMINAL if self.is_terminal else _ELSEWHERE):
             return
         self._counts[what] = count._replace(shown_at=now)
         text = f"{what} {done} of {total}"
-        if count.began_with < done < total:
-            text += f", {clock_time((now - count.began_at) * (total - done) / (done - count.began_with))} left"
+        timed = done - count.began_with
+        if done < total and timed >= _SHARE_TIMED * (total - count.began_with):
+            text += f", {clock_time((now - count.began_at) * (total - done) / timed)} left"
         self._write(text, is_last=done >= total)
 
     def finish(self) -> None:

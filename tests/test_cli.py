@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import metalr
-from metalr import cli
 from metalr.artefacts.controller_file import SHIPPED, load_card, load_controller, save_controller
 from metalr.cli import main
+from metalr.commands.compare import _different_names
 from tests.support.policies import random_policy
 
 pytestmark = [
@@ -41,6 +41,26 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: metalr {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [None, "train", "export", "compare", "explain", "tune", "find-lr", "list"])
+@pytest.mark.parametrize("width", [80, 100])
+def test_help_fits_the_screen(command, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        call(*filter(None, [command]), "--help")
+    _, *lines = capsys.readouterr().out.splitlines()  # tyro leaves the line of the usage to the terminal
+    assert [line for line in lines if len(line) > width] == []
+    assert "\n\n\n" not in "\n".join(lines)
+
+
+def test_the_version_is_among_the_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("--help")
+    assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    assert re.search(r"usage: metalr \[-h\] \[--version\] \{train,", help_text)
+    assert "--version" in options_of("", capsys)
+
+
 def test_train_options_are_all_explained(capsys):
     with pytest.raises(SystemExit):
         call("train", "--help")
@@ -52,7 +72,7 @@ def test_train_options_are_all_explained(capsys):
 def options_of(command: str, capsys) -> dict[str, str]:
     """Option -> what the help says of it, between one option and the next."""
     with pytest.raises(SystemExit):
-        call(command, "--help")
+        call(*filter(None, [command]), "--help")
     lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]  # a box on a terminal, else spaces
     found: dict[str, str] = {}
     name = ""
@@ -172,14 +192,14 @@ def test_compare_takes_tasks_factors_and_trials_for_controllers(tmp_path, own):
 def test_controllers_have_different_names(files, names, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    found = cli._different_names(tuple(Path(f"{file}.safetensors") for file in files))
+    found = _different_names(tuple(Path(f"{file}.safetensors") for file in files))
     assert list(found) == names
     assert list(found.values()) == [Path(f"{file}.safetensors") for file in files]
 
 
 def test_the_same_controller_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected different files"):
-        cli._different_names((tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"))
+        _different_names((tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"))
 
 
 def test_tune_prints_the_best_trials(capsys):
@@ -228,7 +248,8 @@ def test_list_names_everything(capsys):
         (["train", "--schedule", "cosin"], "did you mean 'cosine'"),
         (["train", "--decisions", "7"], "got horizon 200 with 7 decisions"),
         (["compare", "--controllers", "nowhere.safetensors"], "which is not a file"),
-        (["export", "nowhere", "x.safetensors"], "which is not a file"),
+        (["export", "nowhere", "x.safetensors"], r"got source nowhere, where there is nothing, .*\(general\): check"),
+        (["export", "gone/run", "x.safetensors"], "expected a run folder.* make a run folder with `metalr train`"),
         (["compare", "--contenders", "cosin"], "did you mean 'cosine'"),
     ],
 )

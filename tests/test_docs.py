@@ -124,6 +124,11 @@ def use_it(names: dict, printed: list[str]) -> None:
 def train_one(names: dict, printed: list[str]) -> None:
     assert saved("runs/mine/controller.safetensors")
     assert names["controller"].decisions == 10
+    assert [line.split("  ")[0] for line in printed] == ["controller", "linear alone"]
+    learned, alone = ([float(loss) for loss in re.findall(r"x[\d.]+ ([\d.]+)", line)] for line in printed)
+    assert len(learned) == 3
+    # From a guess that is ten times too low the controller is ahead by far.
+    assert learned[0] < 0.5 * alone[0]
 
 
 def environment(names: dict, printed: list[str]) -> None:

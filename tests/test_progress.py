@@ -35,8 +35,15 @@ def test_off_a_terminal_there_is_a_line_now_and_then_with_the_time_left() -> Non
 
 
 def test_what_an_earlier_sitting_did_does_not_count_as_fast() -> None:
-    lines = shown(False, [(0.0, 900, 1000, "episodes"), (20.0, 920, 1000, "episodes")]).splitlines()
-    assert lines == ["episodes 920 of 1000, 1:20 left"]
+    calls = [(0.0, 900, 1000, "episodes"), (20.0, 920, 1000, "episodes"), (40.0, 940, 1000, "episodes")]
+    assert shown(False, calls).splitlines() == ["episodes 920 of 1000", "episodes 940 of 1000, 1:00 left"]
+
+
+def test_the_start_up_does_not_count_and_a_few_percent_are_timed_before_a_time_is_told() -> None:
+    compilation = [(0.0, 0, 1000, "episodes"), (60.0, 10, 1000, "episodes")]
+    calls = [*compilation, (61.0, 20, 1000, "episodes"), (62.0, 30, 1000, "episodes"), (63.0, 40, 1000, "episodes")]
+    parts = [part.strip() for part in shown(True, calls).split("\r")[1:]]
+    assert parts == [*(f"episodes {done} of 1000" for done in (10, 20, 30)), "episodes 40 of 1000, 1:36 left"]
 
 
 def test_counts_have_their_own_clocks_and_nothing_done_has_no_time_left() -> None:
@@ -48,8 +55,9 @@ def test_on_a_terminal_one_line_is_rewritten_and_fits(monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     calls = [
         (0.0, 0, 4, "a name that is longer than the screen is wide"),
-        (1.0, 2, 4, "episodes"),
-        (9.0, 3, 4, "episodes"),
+        (1.0, 1, 4, "episodes"),
+        (9.0, 2, 4, "episodes"),
+        (17.0, 3, 4, "episodes"),
     ]
     text = shown(True, calls)
     assert all(len(part) <= 29 for part in text.replace("\n", "").split("\r"))

@@ -24,6 +24,25 @@ def test_the_first_loop_runs_where_every_warning_is_an_error(tmp_path):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_small_torch_comes_before_the_first_install_and_a_checkout_is_installed_by_the_first_command(page):
+    """A person pastes the first command; what follows it comes too late."""
+    text = (ROOT / page).read_text()
+    (first, *_) = re.finditer(r"^pip install (.*)$", text, flags=re.MULTILINE)
+    assert "CPU" in text[: first.start()]
+    assert first[1] == '".[rl,data,plot,cli]"'
+
+
+def test_the_readme_names_the_agents_of_the_command_line():
+    pytest.importorskip("stable_baselines3")
+    from metalr import FAMILIES
+    from metalr.agents.run_folder import AGENTS
+
+    assert all(re.search(rf"\b{name}\b", TEXT, flags=re.IGNORECASE) for name in AGENTS)
+    assert "metalr train --agent clone" in TEXT
+    assert set(re.findall(r"--family (\w+)", TEXT)) == {"small"} <= FAMILIES.keys()
+
+
 @pytest.mark.slow
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tyro")

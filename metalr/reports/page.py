@@ -57,8 +57,8 @@ class _Page:
             f"<p class=headline>{escape.escape(headline(self.comparison))}</p>",
             f"<p>{escape.escape(settings_line(self.comparison))}</p>",
             f'<nav aria-label="Contents"><ul>{links}</ul></nav>',
-            "<p class=note>A click on a column's name sorts its table. Charts show their numbers under the pointer. A "
-            "contender has the same colour throughout; learned controllers are in bold type.</p>",
+            "<p class=note>A click on a column's name sorts its table; a wide one scrolls. Charts show their numbers "
+            "under the pointer. A contender has the same colour throughout; learned controllers are in bold type.</p>",
         ]
         for key, name, body in self.sections:
             parts += [f'<h2 id="{key}">{escape.escape(name)}</h2>', *body]

@@ -8,14 +8,15 @@ STYLE = """
   { filter: brightness(1.35); } }
 * { box-sizing: border-box; }
 [hidden] { display: none; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 1.5em auto; padding: 0 1em; color: var(--ink);
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 1.5em auto; padding: 0 1em; color: var(--ink);
   background: var(--paper); overflow-wrap: break-word; }
 h1 { font-size: 1.5em; line-height: 1.25; } h2 { margin-top: 2.2em; border-bottom: 1px solid var(--rule); }
 h3 { margin-bottom: .4em; } a { color: inherit; }
 .headline { font-size: 1.15em; max-width: 46em; } nav ul { margin: .3em 0; padding-left: 1.2em; columns: 16em; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
+p { max-width: 80em; } .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { text-align: right; padding: 3px 10px; white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--soft); }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit; }
+tr { background: var(--paper); } thead th { box-shadow: inset 0 -2px var(--soft); }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid currentColor; }
 th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after
   { content: " \\2193"; }

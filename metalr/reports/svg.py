@@ -107,7 +107,9 @@ def _thinned(line: Line) -> Line:
 
 def _axes(chart: Chart, lines: Sequence[Line]) -> tuple[_Axis, _Axis]:
     every_x = np.concatenate([line.x for line in lines])
-    values = [line.y for line in lines] + [v for line in lines for v in (line.low, line.high) if v is not None]
+    values = [line.y for line in lines]
+    if not chart.y_log:  # the band of one bad contender spans so many decades that it would flatten every line
+        values += [v for line in lines for v in (line.low, line.high) if v is not None]
     every_y = np.concatenate(values)
     every_y = every_y[np.isfinite(every_y)]
     x_low, x_high = float(every_x.min()), float(every_x.max())

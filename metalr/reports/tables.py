@@ -195,7 +195,8 @@ def time_grid(comparison: Comparison, task: str) -> Grid:
         if rows
         else "No curves were recorded."
     )
-    return Grid(f"{task}: inner steps to the target", ["contender", "median steps", "reached"], cells, [note])
+    marked = _learned(comparison, task, [row.contender for row in rows])
+    return Grid(f"{task}: inner steps to the target", ["contender", "median steps", "reached"], cells, [note], marked)
 
 
 def price_grid(comparison: Comparison, task: str, criterion: Criterion = Criterion.TRAIN) -> Grid:
@@ -211,9 +212,15 @@ def price_grid(comparison: Comparison, task: str, criterion: Criterion = Criteri
         f"{comparison.settings.tuning_seeds} tuning seeds. The first trial is the defaults at the base LR."
     )
     names = [f"{count} trial{'s' if count > 1 else ''}" for count in counts]
-    return Grid(
-        f"{task}: the price of tuning", ["contender", *names], cells, [note], drop_first=[*names[1:-1], *names[:1]]
-    )
+    marked = _learned(comparison, task, [row.contender for row in rows])
+    drop_first = [*names[1:-1], *names[:1]]
+    return Grid(f"{task}: the price of tuning", ["contender", *names], cells, [note], marked, drop_first=drop_first)
+
+
+def _learned(comparison: Comparison, task: str, names: Sequence[str]) -> frozenset[int]:
+    """Places of the learned controllers among contenders."""
+    kinds = selection.kinds_of([record for record in comparison.records if record.task == task])
+    return frozenset(index for index, name in enumerate(names) if kinds[name] is Kind.LEARNED)
 
 
 def average_grid(comparison: Comparison, criterion: Criterion) -> Grid:

@@ -276,6 +276,25 @@ def test_a_chart_survives_what_is_not_a_number() -> None:
     assert "nothing to draw" in svg.as_svg(Chart("T", (), "x", "y"), "key")
 
 
+def test_the_band_of_one_bad_contender_flattens_no_line_of_a_logarithmic_chart() -> None:
+    x, falling = np.array([0.0, 1.0, 2.0]), np.array([1.0, 0.5, 0.25])
+    bad = Line("bad", x, np.ones(3), "#000000", low=np.full(3, 1e-3), high=np.full(3, 1e6))
+    chart = Chart("T", (Line("good", x, falling, "#0072B2"), bad), "x", "y", y_log=True)
+    _, y = svg._axes(chart, list(chart.lines))
+    assert (y.low, y.high) == pytest.approx((0.25 / 1.1, 1.1))
+    pixels = charts_of(svg.as_svg(chart, "key"))[0]["lines"][0]["py"]
+    assert max(pixels) - min(pixels) > 200.0  # of some 250
+
+
+def test_learned_controllers_stand_out_in_every_table_of_a_task(done: Comparison) -> None:
+    task = done.tasks[0]
+    every = (*(tables.result_grid(done, task, c) for c in Criterion), tables.time_grid(done, task))
+    for grid in every:
+        assert {str(grid.rows[index][0]) for index in grid.marked} == {"ppo"}
+    price = tables.price_grid(done, task)
+    assert {str(price.rows[index][0]) for index in price.marked} == {str(row[0]) for row in price.rows} & {"ppo"}
+
+
 def test_figures_are_written(done: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     first = report.figure(done, tmp_path / "curves.png")
