@@ -306,6 +306,25 @@ def _one_run() -> str:
     return f"({min(alone):.2f}× to {max(alone):.1f}×)"
 
 
+def _scaling() -> str:
+    rows = rows_of("workers_scaling.jsonl")
+    faster = {(row["what"], row["place"]): row["speed_up"] for row in rows if row.get("speed_up")}
+    curves, whole = ({place: faster[what, place] for _, place in faster} for what in ("oracle curves", "compare"))
+    overhead = [row["overhead"] for row in rows if row.get("workers") == 2 and row["speed_up"]]
+    nodes = {row["nodes"]: row for row in rows if "nodes" in row}
+    minutes = {count: 60.0 * row["hours"] for count, row in nodes.items()}
+    return (
+        f"Two workers made oracle curves {curves['two workers']:.2f} times and a comparison "
+        f"{whole['two workers']:.2f} times as fast as one process, a Ray cluster of two nodes "
+        f"{curves['Ray, two nodes']:.2f} and {whole['Ray, two nodes']:.2f} times; overhead took "
+        f"{100.0 * min(overhead):.0f} to {100.0 * max(overhead):.0f} % of their time. By calculation from these times, "
+        f"10,000 tasks of 16 LRs take {nodes[1]['core_hours']:.1f} hours of a core: with {nodes[1]['cores']} cores a "
+        f"node {minutes[1]:.1f} minutes on one node, {minutes[10]:.1f} minutes on 10, and {minutes[100]:.1f} on 100, "
+        f"where the process that sends the units and writes the results is the first bottleneck; it can feed some "
+        f"{nodes[1]['full_at_nodes']:.0f} such nodes."
+    )
+
+
 _WORDS = ("none", "one", "two", "three")
 
 SENTENCES: dict[str, Sentence] = {
@@ -332,6 +351,7 @@ SENTENCES: dict[str, Sentence] = {
     "engine": Sentence("results.md", _engine),
     "environments": Sentence("results.md", _environments),
     "one run": Sentence("results.md", _one_run),
+    "workers_scaling": Sentence("cluster.md", _scaling),
 }
 
 
