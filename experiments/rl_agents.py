@@ -2,6 +2,8 @@
 
     python -m experiments.rl_agents      # two hours of a CPU core; a run that has a record is not made again
 
+When another controller is shipped, delete the records of general: its runs alone are then made anew.
+
 Reinforcement learning is the task here. Agents of Stable-Baselines3 learn from their usual LR and from a tenth and ten
 times of it, with the LR of
 
@@ -52,7 +54,7 @@ from experiments.support import harness, plotting, records
 from experiments.support.tables import print_table
 from metalr.agents.sb3_lr_callback import ControlledLR
 from metalr.artefacts.controller_file import load_controller
-from metalr.compare.statistics import Interval, bootstrap, paired_difference
+from metalr.compare.statistics import Interval, bootstrap
 from metalr.control.controller import Controller
 from metalr.schedulers.adapters import sb3_learning_rate
 from metalr.schedules import Constant, Cosine, Linear, Schedule
@@ -268,7 +270,7 @@ def tuned(rows: Sequence[records.Row], case: str) -> dict[str, tuple[str, float]
     found: dict[str, tuple[str, float]] = {}
     for name in TUNED:
         areas: dict[float, float] = {}
-        for factor in {row["factor"] for row in rows}:
+        for factor in sorted({row["factor"] for row in rows}):
             own = scores(rows, case, name, factor, "area")
             judged = [area for seed, area in own.items() if seed >= FIRST_TUNING_SEED]
             if judged:
@@ -286,6 +288,19 @@ def best_open_loop(rows: Sequence[records.Row], case: str) -> tuple[str, dict[in
     return f"{best}, x{rivals[best][1]:g}", areas[best]
 
 
+def percent_above(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Mean of first - second over pairs in percent of the mean of second, with an interval over pairs."""
+    a, b = np.array(first), np.array(second)
+
+    def of(drawn: np.ndarray) -> np.ndarray:
+        """Pairs by their places, drawn together."""
+        places = drawn.astype(int)
+        # No episode of a smoke run may be better than the worst one.
+        return 100.0 * (a - b)[places].mean(-1) / np.maximum(b[places].mean(-1), 1.0)
+
+    return bootstrap(range(len(a)), of)
+
+
 def compared(rows: Sequence[records.Row]) -> list[records.Row]:
     """General beside the best open-loop schedule, a row for each case and base LR, in percent of its area."""
     found = []
@@ -296,10 +311,7 @@ def compared(rows: Sequence[records.Row]) -> list[records.Row]:
                 continue
             rival, others = best_open_loop(rows, case)
             seeds = sorted(own.keys() & others.keys())
-            other = np.array([others[seed] for seed in seeds])
-            gain = paired_difference([own[seed] for seed in seeds], other, lambda values: values.mean(-1))
-            area = max(float(other.mean()), 1.0)  # a smoke run may learn nothing
-            percent = Interval(*(100.0 * value / area for value in gain))
+            percent = percent_above([own[seed] for seed in seeds], [others[seed] for seed in seeds])
             row = {"case": case, "factor": factor, "rival": rival, "seeds": len(seeds), "seed": None}
             found.append({**row, "percent": percent.value, "low": percent.low, "high": percent.high})
     return found
@@ -329,8 +341,9 @@ def table(rows: Sequence[records.Row], metric: str) -> list[records.Row]:
 
 def draw(rows: Sequence[records.Row], smoke: bool) -> None:
     """Both metrics against the base LR, a row of panels for each case."""
-    figure, axes = plotting.panels(2, rows=len(CASES))
-    panels = [(case, metric) for case in CASES for metric in METRICS]
+    cases = [case for case in CASES if any(fresh(rows, case, name, 1.0, "area") for name in CONTENDERS)]
+    figure, axes = plotting.panels(2, rows=len(cases))
+    panels = [(case, metric) for case in cases for metric in METRICS]
     for axis, (case, metric) in zip(axes, panels, strict=True):
         draw_panel(axis, [cell[1:] for cell in shown_cells(rows, metric) if cell[0] == case])
         least = CASES[case].least if metric == "return" else 0.0

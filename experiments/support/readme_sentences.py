@@ -16,7 +16,6 @@ from typing import NamedTuple
 from experiments.support import readme_tables
 from experiments.support.readme_tables import DOCUMENTS, Row, rows_of, shipped_stage
 from metalr.compare.comparison import load
-from metalr.compare.statistics import interquartile_mean
 
 
 class Sentence(NamedTuple):
@@ -256,19 +255,13 @@ def _closed_loops() -> str:
     )
 
 
-def _cartpole() -> str:
-    rows = rows_of("cartpole_lr.jsonl")
-
-    def returns(name: str) -> str:
-        def mean(factor: float) -> float:
-            own = [r["return"] for r in rows if (r["agent"], r["contender"], r["factor"]) == ("ppo", name, factor)]
-            return float(interquartile_mean(own))
-
-        return " / ".join(f"{mean(factor):.0f}" for factor in (0.1, 1.0, 10.0))
-
-    return (
-        f"{returns('shipped')} of 500 from ×0.1 / ×1 / ×10 (constant {returns('constant')}, cosine {returns('cosine')})"
-    )
+def _rl_agents() -> str:
+    cells: dict[str, list[str]] = {}
+    for row in rows_of("rl_agents-compared.jsonl"):
+        cell = f"{row['percent']:+.0f} [{row['low']:+.0f}, {row['high']:+.0f}]"
+        cells.setdefault(f"{row['case']} ({row['seeds']} seeds)", []).append(cell)
+    shown = "; ".join(f"{case} {' / '.join(values)} %" for case, values in cells.items())
+    return f"area under the learning curve beside the best open-loop schedule, from ×0.1 / ×1 / ×10: {shown}"
 
 
 def _cost() -> str:
@@ -343,7 +336,7 @@ SENTENCES: dict[str, Sentence] = {
     "sinusoid_few_shot": Sentence("results.md", _few_shot),
     "meta_gradient_cost": Sentence("results.md", _meta_cost),
     "closed_loop_learners": Sentence("results.md", _closed_loops),
-    "cartpole_lr": Sentence("results.md", _cartpole),
+    "rl_agents": Sentence("results.md", _rl_agents),
     "scheduler_cost": Sentence("results.md", _cost),
     "scheduler_cost, builds": Sentence("results.md", _cost_of_builds),
     "FAQ: scheduler_cost": Sentence("faq.md", _cost),
