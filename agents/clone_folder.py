@@ -7,6 +7,7 @@ Workers make the pieces, on other machines too; this process writes them.
 import io
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 
 from metalr.agents.clone import ClonePolicy, EpisodeStore, averaged, fit
 from metalr.agents.clone_runs import CloneConfig, Episodes, Plan, guesses, make_oracle, plan, roll_out
+from metalr.agents.disturbed import DisturbedController, draw_offsets
 from metalr.compare.oracle import OracleCurve
-from metalr.control.controller import Controller
+from metalr.control.controller import Controller, decision_steps
+from metalr.control.recurrent import RecurrentPolicyController
 from metalr.files import write_whole
 from metalr.progress import Progress
 from metalr.tasks.task import Task
@@ -145,14 +148,17 @@ class CloneFolder:
             return
         fresh = ClonePolicy(self.config.hidden_size, seed)
         policy = self._member(round_index - 1, member) if round_index else fresh
-        before = member * self.config.steps
+        config = self.config
+        if config.last_steps is not None and round_index == config.rounds:
+            config = replace(config, steps=config.last_steps)
+        before = member * config.steps
 
         def show(done: int, total: int) -> None:
             if progress is not None:
                 what = f"round {round_index}: updates of the policy"
                 progress(before + done, total * self.config.members, what)
 
-        curve = fit(policy, store, self.config, 1000 * seed + round_index, show)
+        curve = fit(policy, store, config, 1000 * seed + round_index, show)
         log.info("round %d, member %d: loss %.4f", round_index, member, sum(curve[-200:]) / len(curve[-200:]))
         save_tensors(path, policy.state_dict())
 
@@ -179,13 +185,22 @@ def make_oracle_piece(shared: tuple[Callable[[int], Task], CloneConfig], index: 
 
 
 def make_rollout_piece(
-    shared: tuple[Callable[[int], Task], CloneConfig, Controller], round_index: int, index: int, curve: OracleCurve
+    shared: tuple[Callable[[int], Task], CloneConfig, RecurrentPolicyController],
+    round_index: int,
+    index: int,
+    curve: OracleCurve,
 ) -> dict[str, Any]:
     """A unit: the rollouts of a student on a task."""
     draw, config, student = shared
     planned, config = plan(index, draw(index), config), config.of_task(index)
     log_guess, seeds = guesses(planned, config, round_index)
-    return roll_out(student.with_schedule(planned.schedule), planned, curve, log_guess, seeds, config)._asdict()
+    controller: Controller = student.with_schedule(planned.schedule)
+    if config.disturbance and round_index == config.rounds:
+        steps = decision_steps(planned.task.horizon, planned.decisions, config.spacing)
+        key = config.student_seed, index, round_index
+        offsets = draw_offsets(steps, planned.task.horizon, len(seeds), config.disturbance, key)
+        controller = DisturbedController(student.with_schedule(planned.schedule), offsets)
+    return roll_out(controller, planned, curve, log_guess, seeds, config)._asdict()
 
 
 def save_tensors(path: Path, tensors: object) -> None:

@@ -35,12 +35,15 @@ class CloneConfig:
         own_seeds: each task has as many seeds of its own; without it all tasks have those of the grid.
         runs_per_task: in each round of rollouts.
         rounds: of rollouts.
+        disturbance: standard deviation of the offsets on the log multiplier in the last round; see
+            `metalr.agents.disturbed`.
         hide_loss: share of runs that hide their losses.
         hide_horizon: share of tasks that hide their horizon.
         visible: features that the policies see; None for all.
         hidden_size: of a policy's memory.
         members: policies that are trained on the same episodes; the student is their average.
         steps: updates of each policy in each round.
+        last_steps: in the last round; None for as many.
         batch: episodes in each update.
         peak_lr: of AdamW under a one-cycle schedule.
         smoothness: weight of the squared change of the log multiplier, beside the regret.
@@ -58,12 +61,14 @@ class CloneConfig:
     own_seeds: bool = False
     runs_per_task: int = 32
     rounds: int = 3
+    disturbance: float = 0.0
     hide_loss: float = 0.1
     hide_horizon: float = 0.1
     visible: tuple[str, ...] | None = None
     hidden_size: int = 32
     members: int = 1
     steps: int = 2000
+    last_steps: int | None = None
     batch: int = 512
     peak_lr: float = 5e-3
     smoothness: float = 1e-3

@@ -39,9 +39,8 @@ from experiments.support.general_setup import (
     rivals,
     small_grid,
 )
-from metalr.agents.clone import ClonePolicy, EpisodeStore
+from metalr.agents.clone import ClonePolicy
 from metalr.agents.clone_runs import CloneConfig
-from metalr.agents.polish import PolishConfig, polish
 from metalr.artefacts.controller_file import SHIPPED, load_card, to_bytes
 from metalr.control.controller import Controller
 from metalr.files import write_whole
@@ -61,20 +60,22 @@ class Args(harness.Spread):
     """Tasks of the meta-train family."""
     validation_tasks: int = 60
     """Tasks of the meta-validation family."""
-    rounds: int = 2
-    """Of rollouts, each followed by a training of the policy."""
+    rounds: int = 3
+    """Of rollouts, each followed by a training of the policies."""
+    disturbance: float = 0.5
+    """Standard deviation of the offsets on the log multiplier in the last round."""
     hidden_size: int = 48
     """Width of each policy's memory."""
     members: int = 3
     """Policies whose actions are averaged."""
     steps: int = 3000
-    """Updates of each policy in each round."""
-    polish_updates: int = 0
-    """Updates from whole-run outcomes after the cloning."""
+    """Updates of each policy in each round but the last."""
+    last_steps: int = 6000
+    """In the last."""
     student_seed: int = 0
     """Of the student."""
     ship: bool = False
-    """Write the better of clone and polished clone into the package."""
+    """Write the controller into the package."""
 
     def small(self) -> "Args":
         few = {
@@ -82,7 +83,7 @@ class Args(harness.Spread):
             "validation_tasks": 2,
             "rounds": 1,
             "steps": 20,
-            "polish_updates": 1,
+            "last_steps": 20,
             "hidden_size": 8,
             "members": 2,
         }
@@ -93,9 +94,11 @@ def setup_of(args: Args) -> Setup:
     """Folders and settings of the training."""
     config = CloneConfig(
         rounds=args.rounds,
+        disturbance=args.disturbance,
         hidden_size=args.hidden_size,
         members=args.members,
         steps=args.steps,
+        last_steps=args.last_steps,
         student_seed=args.student_seed,
     )
     if args.smoke:
@@ -109,17 +112,6 @@ def clone(args: Args, workers: Workers) -> ClonePolicy:
     for round_index in range(args.rounds + 1):
         policy = folder.train(round_index, range(args.tasks), workers, ProgressLines())
     return policy
-
-
-def polished(args: Args, policy: ClonePolicy) -> ClonePolicy:
-    """The policy after the polishing."""
-    folder = setup_of(args).of("meta-train")
-    pieces = [folder.rollouts(args.rounds, index) for index in range(args.tasks)]
-    settings = PolishConfig(updates=args.polish_updates, seed=args.student_seed)
-    if args.smoke:
-        settings = replace(settings, tasks_per_update=2, pairs=2)
-    indices = list(range(args.tasks))
-    return polish(folder, policy, indices, EpisodeStore(pieces), folder.student / "polish", settings)
 
 
 def validate(args: Args, learned: dict[str, Controller], workers: Workers) -> list[records.Row]:
@@ -157,13 +149,8 @@ def calibrated_rows(args: Args) -> list[records.Row]:
     return rows
 
 
-def ship(args: Args, rows: list[records.Row], controllers: dict[str, Controller]) -> Path:
-    """Write the controller with the lowest mean log regret of the learned ones into the package, with its card."""
-
-    def mean(name: str) -> float:
-        return float(np.mean([row["log_regret"] for row in rows if row["controller"] == name]))
-
-    best = min((name for name in controllers if name in ("clone", "polished")), key=mean)
+def ship(args: Args, rows: list[records.Row], controller: Controller) -> Path:
+    """Write the controller into the package, with its card."""
     config = asdict(setup_of(args).config)
     about = {
         "summary": "for supervised tasks that it has never seen; trained on tiny random ones",
@@ -172,14 +159,14 @@ def ship(args: Args, rows: list[records.Row], controllers: dict[str, Controller]
         "horizons": "40 to 2,000 updates in training",
         "decisions_trained": list(config["decisions"]),
         "guess": "base LRs from 0.01 to 100 times the best",
-        "stage": best,
+        "stage": "clone",
         "settings": {name: value for name, value in config.items() if isinstance(value, (int, float))},
         "validation": {name: _by_factor(rows, name) for name in dict.fromkeys(row["controller"] for row in rows)},
         "made_with": records.circumstances("cpu"),
         "limits": "not tested yet on the meta-test set; RMSprop, attention and text are not in its training",
     }
     path = Path("runs/general.safetensors") if args.smoke else SHIPPED / "general.safetensors"
-    write_whole(path, to_bytes(controllers[best], about))
+    write_whole(path, to_bytes(controller, about))
     return path
 
 
@@ -219,17 +206,15 @@ def main(args: Args) -> None:
 
 
 def train_and_validate(args: Args, workers: Workers) -> None:
-    """Train, polish and validate; print, write the records, ship."""
+    """Train and validate; print, write the records, ship."""
     policy = clone(args, workers)
     config = setup_of(args).config
-    controllers: dict[str, Controller] = {"clone": policy.controller(config)}
-    if args.polish_updates:
-        controllers["polished"] = polished(args, policy).controller(config)
-    rows = [*validate(args, controllers, workers), *calibrated_rows(args)]
+    controller = policy.controller(config)
+    rows = [*validate(args, {"clone": controller}, workers), *calibrated_rows(args)]
     print("log regret, mean / median / 90th percentile over tasks\n" + summary(rows))
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
     if args.ship:
-        print(ship(args, rows, controllers))
+        print(ship(args, rows, controller))
         return
     shipped = load_card("general")["about"]
     print(f"shipped  {shipped['validation'][shipped['stage']]}")

@@ -13,6 +13,9 @@ curve's six seeds (which no real run has, and which take away most of the measur
 (which would take as many runs), and the whole run in place of its first quarter. Seven LRs over their whole runs show
 the curve itself, up to the network's own faults.
 
+Beside them: how many of the observations on meta-validation leave the range of those on meta-train, feature by feature?
+A controller that falls back to its base schedule where its observations are strange would have to notice it there.
+
 Expected: if the number of tasks or the width were the limit, regret on held-out tasks would fall with them, and that
 on the training tasks would be far below it.
 
@@ -31,6 +34,7 @@ from torch import Tensor, nn
 from experiments.support import harness, records
 from experiments.support.general_setup import Setup, small_grid
 from experiments.support.tables import print_table
+from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig, Episodes
 from metalr.compare.oracle import regret_at
 from metalr.compare.statistics import bootstrap
@@ -94,13 +98,15 @@ class Args(harness.Spread):
     """Tasks of the meta-train family."""
     held_out: int = 200
     """The last of them, to judge by."""
-    steps: int = 2000
+    validation_tasks: int = 60
+    """Tasks of the meta-validation family, for the ranges."""
+    steps: int = 1500
     """Updates of each predictor."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)
     """Trainings of each."""
 
     def small(self) -> "Args":
-        few: dict[str, Any] = {"tasks": 4, "held_out": 2, "steps": 3, "seeds": (0,)}
+        few: dict[str, Any] = {"tasks": 4, "held_out": 2, "validation_tasks": 2, "steps": 3, "seeds": (0,)}
         return replace(self, folder=Path("runs/general_limits-smoke"), **few)
 
 
@@ -216,31 +222,47 @@ def summary(rows: Sequence[records.Row]) -> list[dict[str, Any]]:
     return lines
 
 
+def strange(tasks: Sequence[Episodes], others: Sequence[Episodes]) -> records.Row:
+    """How many observations of other tasks have a feature outside its range on the tasks."""
+    seen = [task.observations.float().flatten(0, 1) for task in tasks]
+    low = torch.stack([some.amin(0) for some in seen]).amin(0)
+    high = torch.stack([some.amax(0) for some in seen]).amax(0)
+    new = torch.cat([task.observations.float().flatten(0, 1) for task in others])
+    return {"observations": len(new), "outside": int(((new < low) | (new > high)).any(-1).sum())}
+
+
 def main(args: Args) -> None:
     """Make what is missing of the curves, train every variant, print and write."""
+    config = CloneConfig()
+    config = replace(config, grid=small_grid(config)) if args.smoke else config
+    setup = Setup(args.folder, config, short=args.smoke)
     with args.start_workers() as workers:
-        rows = rows_of(args, workers)
+        tasks = episodes_of(setup.of("meta-train"), args.tasks, workers)
+        ranges = strange(tasks, episodes_of(setup.validation(), args.validation_tasks, workers))
+        print(f"{ranges['outside']} of {ranges['observations']} observations on meta-validation are out of range")
+        rows = rows_of(args, tasks, workers)
     print_table(summary(rows), ("variant", "held out", "low", "high", "trained on"))
+    rows.append({"variant": "ranges", "seed": None, **ranges})
     print(records.write(NAME, rows, device="cpu", smoke=args.smoke))
 
 
-def rows_of(args: Args, workers: Workers) -> list[records.Row]:
+def episodes_of(folder: CloneFolder, count: int, workers: Workers) -> list[Episodes]:
+    """The runs behind the oracle curves of the first tasks."""
+    folder.make_oracles(range(count), workers)
+    return [folder.oracle(index)[1] for index in range(count)]
+
+
+def rows_of(args: Args, tasks: list[Episodes], workers: Workers) -> list[records.Row]:
     """A row for each variant and training."""
-    config = CloneConfig()
-    config = replace(config, grid=small_grid(config)) if args.smoke else config
-    folder = Setup(args.folder, config, short=args.smoke).of("meta-train")
-    folder.make_oracles(range(args.tasks), workers)
-    tasks = [folder.oracle(index)[1] for index in range(args.tasks)]
     plan = [(variant, seed) for variant in VARIANTS for seed in args.seeds]
-    rows = []
     units = [Unit((variant, seed), (tasks, args.held_out, args.steps)) for variant, seed in plan]
-    for index, found in workers.each(regrets_of, units):
+    rows = []
+    for index, found in workers.each(regrets_of, units, ordered=True):
         variant, seed = plan[index]
-        held, seen = found["held out"], found["trained on"]
-        rows.append({"variant": variant.name, "seed": seed, "held_out": held, "trained_on": float(np.mean(seen))})
-        print(f"{variant.name}, seed {seed}: held out {np.mean(held):.3f}, trained on {np.mean(seen):.3f}", flush=True)
-    order = [(variant.name, seed) for variant, seed in plan]
-    return sorted(rows, key=lambda row: order.index((row["variant"], row["seed"])))
+        held, seen = found["held out"], float(np.mean(found["trained on"]))
+        rows.append({"variant": variant.name, "seed": seed, "held_out": held, "trained_on": seen})
+        print(f"{variant.name}, seed {seed}: held out {np.mean(held):.3f}, trained on {seen:.3f}", flush=True)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Cloning an oracle: the policy, its loss, its files, and that it learns."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalr.agents.clone import Batch, ClonePolicy, EpisodeStore, averaged, imitation_loss
+from metalr.agents.clone import Batch, ClonePolicy, averaged, imitation_loss
 from metalr.agents.clone_folder import CloneFolder
 from metalr.agents.clone_runs import CloneConfig, guesses, plan, roll_out
-from metalr.agents.polish import PolishConfig, polish, run_pairs
+from metalr.agents.disturbed import draw_offsets
 from metalr.compare.oracle import Grid
 from metalr.control.actions import ActionSpec
 from metalr.schedules import Constant
@@ -149,21 +150,41 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path) ->
     assert all(map(torch.equal, trained_weights(whole), trained_weights(again)))
 
 
-def test_polishing_resumes_exactly_and_pairs_without_noise_are_equal(tmp_path: Path) -> None:
-    folder = CloneFolder(tmp_path, draw, SMALL)
-    store = EpisodeStore([folder.oracle(index)[1] for index in range(2)])
-    config = PolishConfig(updates=2, tasks_per_update=2, pairs=3, sigma=0.2)
-    calm = run_pairs(folder, some_policy(), 0, 0, replace(config, sigma=0.0))
-    assert calm.advantage.abs().max() < 1e-5  # rounding differs with the place in the batch
-    noisy = run_pairs(folder, some_policy(), 0, 0, config)
-    assert torch.equal(noisy.advantage[:3], -noisy.advantage[3:])
-    assert noisy.advantage.any()
-    assert torch.equal(noisy.noise[:, :3], -noisy.noise[:, 3:])
-    assert torch.equal(noisy.episodes.observations[0, :3], noisy.episodes.observations[0, 3:])
-    whole = polish(folder, some_policy(), [0, 1], store, tmp_path / "whole", config)
-    polish(folder, some_policy(), [0, 1], store, tmp_path / "cut", replace(config, updates=1))
-    resumed = polish(folder, some_policy(1), [0, 1], store, tmp_path / "cut", config)
-    assert all(map(torch.equal, trained_weights(whole), trained_weights(resumed)))
+def test_offsets_are_constant_in_each_part_of_a_run_and_have_the_deviation_asked_for() -> None:
+    steps = list(range(0, 1000, 25))
+    offsets = draw_offsets(steps, 1000, 4000, 0.5, (0, 3, 1))
+    ends = [0, 4, 12, 24, 40]  # decisions before progress 0.1, 0.3 and 0.6
+    for start, stop in itertools.pairwise(ends):
+        assert torch.equal(offsets[start:stop], offsets[start].expand(stop - start, -1))
+    assert offsets[ends[:-1]].std(1).tolist() == pytest.approx([0.5] * 4, rel=0.05)
+    assert torch.corrcoef(offsets[ends[:-1]]).fill_diagonal_(0.0).abs().max() < 0.06
+    assert not torch.equal(offsets, draw_offsets(steps, 1000, 4000, 0.5, (1, 3, 1)))
+
+
+def test_the_last_round_alone_is_disturbed_and_starts_from_the_same_guesses(tmp_path: Path) -> None:
+    calm = CloneFolder(tmp_path / "calm", draw, replace(SMALL, rounds=2))
+    disturbed = CloneFolder(tmp_path / "disturbed", draw, replace(SMALL, rounds=2, disturbance=0.3))
+    for folder in (calm, disturbed):
+        for round_index in range(2):
+            folder.train(round_index, range(2))
+    first = [folder.rollouts(1, 0) for folder in (calm, disturbed)]
+    assert all(map(torch.equal, *first))
+    last = [folder.rollouts(2, 0) for folder in (calm, disturbed)]
+    assert torch.equal(last[0].log_base_lr, last[1].log_base_lr)
+    planned = disturbed.plan(0)
+    steps = disturbed.policy(1).controller(disturbed.config, planned.decisions).decision_steps(planned.task.horizon)
+    offsets = draw_offsets(steps, planned.task.horizon, SMALL.runs_per_task, 0.3, (0, 0, 2))
+    shift = last[1].log_multiplier[1] - last[0].log_multiplier[1]  # in force after the first decision
+    torch.testing.assert_close(shift, offsets[0], rtol=0.0, atol=1e-4)
+
+
+def test_the_last_round_has_its_own_number_of_updates(tmp_path: Path) -> None:
+    config = replace(SMALL, rounds=1, members=1, steps=3, last_steps=5)
+    folder, seen = CloneFolder(tmp_path, draw, config), []
+    for round_index in range(2):
+        folder.train(round_index, range(2), progress=lambda done, total, what: seen.append((what, done, total)))
+    updates = [count for what, *count in seen if "updates" in what]
+    assert [total for _, total in updates] == [3] * 3 + [5] * 5
 
 
 @pytest.mark.slow
