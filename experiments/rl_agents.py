@@ -36,8 +36,8 @@ Expected: the lower end of the interval of that difference is not below -5 % fro
 Found with six of the ten seeds, without DQN, which has not run: no, the expectation fails from every base LR. By the
 area, from x0.1 / x1 / x10:
 
-- PPO on CartPole: general 58 / 131 / 45, constant 56 / 246 / 244; beside the best open-loop schedule, tuned constant (at
-  x3), -75 [-92, -54] / -53 [-78, -23] / -82 [-93, -67] %. Ten of its 18 final policies have a return below 10.
+- PPO on CartPole: general 58 / 131 / 45, constant 56 / 246 / 244; beside the best open-loop schedule, tuned constant
+  (at x3), -75 [-92, -54] / -53 [-78, -23] / -82 [-93, -67] %. Ten of its 18 final policies have a return below 10.
 - PPO on Acrobot: general 338 / 321 / 282, constant 90 / 331 / 355; beside tuned constant (at x10) -7 [-16, -0.1] /
   -9 [-16, -3] / -27 [-54, -2] %. There it repairs an LR that is ten times too low, and does harm from x10.
 
