@@ -134,6 +134,8 @@ GROUPS = (("PPO on CartPole", "PPO on Acrobot"), ("DQN on CartPole",))
 class Args(harness.Spread):
     """Options of the experiment."""
 
+    cases: tuple[str, ...] = tuple(CASES)
+    """Names of cases to run; the report has all that have records."""
     seeds: int = 10
     """Fresh seeds of each setting."""
     tuning_seeds: int = 3
@@ -386,7 +388,8 @@ def main(args: Args) -> None:
     """Make the runs, print, write the summary, draw."""
     rows = records.recorded(NAME, smoke=args.smoke)
     with args.start_workers() as workers:
-        for cases in GROUPS:
+        for group in GROUPS:
+            cases = tuple(case for case in group if case in args.cases)
             make(tuning_plan(cases, args), rows, args, workers)
             make(fresh_plan(cases, rows, args), rows, args, workers)
     report(rows, args.smoke)
