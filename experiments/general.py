@@ -4,7 +4,7 @@
     python -m experiments.general --student-seed 1  # another student on the same curves
     python -m experiments.general --ship            # the same as the first, and write the file that is shipped
 
-About two and a half hours of one core; `--workers 2` shares its runs. Every piece is a file under `--folder`, and a
+About two and a half hours of one core, by the times of its pieces; `--workers 2` shares its runs. Every piece is a file under `--folder`, and a
 command that was cut off resumes. In the last round of rollouts the choices of the student are disturbed, and the
 training after it is the longest. The controllers are judged on the *meta-validation* family, which is another
 distribution than that of the training: from base LRs that are wrong by up to a hundred times, the log final train loss

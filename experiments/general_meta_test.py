@@ -65,7 +65,7 @@ class Args(harness.Spread):
     """Where everything goes."""
     training: Path = Path("runs/general")
     """The folder of `experiments.general`, whose curves give the calibrated setting."""
-    training_tasks: int = 600
+    training_tasks: int = 1200
     """Tasks behind those curves."""
     students: tuple[Path, ...] = ()
     """Files of students of other training seeds."""

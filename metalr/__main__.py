@@ -10,7 +10,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--version"]:
         print(f"metalr {metalr.__version__}")
         return
-    from metalr import cli
+    from metalr.cli import main as cli
 
     cli.main()
 

@@ -11,8 +11,8 @@ import torch
 
 import metalr
 from metalr.artefacts.controller_file import SHIPPED, load_card, load_controller, save_controller
-from metalr.cli import main
-from metalr.commands.compare import _different_names
+from metalr.cli.compare import _different_names
+from metalr.cli.main import main
 from tests.support.policies import random_policy
 
 pytestmark = [
@@ -344,7 +344,7 @@ def test_a_name_that_does_not_say_what_to_write_is_refused(tmp_path):
 
 
 def test_a_closed_pipe_is_quiet():
-    code = f"{sys.executable} -m metalr.cli list | head -1"
+    code = f"{sys.executable} -m metalr list | head -1"
     result = subprocess.run(code, shell=True, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "tasks"
     assert "Traceback" not in result.stderr

@@ -34,7 +34,7 @@ ROOMS = (
         "learned",
         "artefacts",
     ),
-    *("metalr", "compare", "reports", "envs", "agents", "commands", "cli", "experiments"),
+    *("metalr", "compare", "reports", "envs", "agents", "cli", "experiments"),
 )
 
 LOOP = """

@@ -47,7 +47,7 @@ def test_the_readme_names_the_agents_of_the_command_line():
 def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tyro")
     pytest.importorskip("stable_baselines3")
-    from metalr import cli
+    from metalr.cli import main as cli
 
     monkeypatch.chdir(tmp_path)
     assert len(CLI) >= 5

@@ -274,7 +274,7 @@ def test_a_search_depends_on_what_is_proposed_at_once_and_not_on_who_trains_it(t
 @pytest.mark.slow
 def test_the_command_takes_workers_and_says_what_they_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tyro")
-    from metalr import cli
+    from metalr.cli import main as cli
 
     arguments = ["compare", "--task", "teacher-student", "--horizon", "20", "--trials", "2", "--tuning-seeds", "1"]
     arguments += ["--report-seeds", "2", "--contenders", "constant", "cosine", "--factors", "1"]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from metalr import cli
 from metalr.agents.sb3_callbacks import CHECKPOINT
 from metalr.artefacts.controller_file import load_card
+from metalr.cli import main as cli
 
 _TASK = ["--task", "teacher-student", "--horizon", "20"]
 _TRAIN = ["train", *_TASK, "--decisions", "5", "--num-envs", "8", "--episodes", "4000"]

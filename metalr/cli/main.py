@@ -14,15 +14,15 @@ try:
 except ImportError as error:
     raise SystemExit("the command line needs tyro: pip install 'metalr[cli]'") from error
 
-from metalr.commands.compare import Compare
-from metalr.commands.explain import Explain
-from metalr.commands.export import Export
-from metalr.commands.find_lr import FindLR
-from metalr.commands.list import List
-from metalr.commands.tune import Tune
+from metalr.cli.compare import Compare
+from metalr.cli.explain import Explain
+from metalr.cli.export import Export
+from metalr.cli.find_lr import FindLR
+from metalr.cli.list import List
+from metalr.cli.tune import Tune
 
 try:
-    from metalr.commands.train import Train
+    from metalr.cli.train import Train
 except ImportError as error:  # the agents need more than the core; the other commands work without them
     _missing = str(error)
 
@@ -97,7 +97,3 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("stopped; the folder holds what was done, and the same command continues it") from None
     except (ValueError, TypeError, OSError, ImportError, UnitError) as error:
         raise SystemExit(f"metalr: {error}") from None
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import tyro
 
 from metalr.agents.run_folder import TrainOptions, build_tasks
 from metalr.agents.training_folder import CONTROLLER
-from metalr.commands.checks import check_device
+from metalr.cli.checks import check_device
 from metalr.control.controller import Controller
 from metalr.progress import ProgressLines
 from metalr.reports.tables import interval

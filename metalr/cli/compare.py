@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from metalr.commands.checks import check_device, file_or_name
+from metalr.cli.checks import check_device, file_or_name
 from metalr.compare.catalog import CLASSIC
 from metalr.progress import ProgressLines
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metalr.commands.checks import check_device
+from metalr.cli.checks import check_device
 from metalr.progress import ProgressLines
 from metalr.reports.text_table import listing, screen_width
 

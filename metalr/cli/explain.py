@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from metalr.commands.checks import file_or_name
+from metalr.cli.checks import file_or_name
 from metalr.reports.text_table import listing, screen_width
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from metalr.commands.checks import file_or_name
+from metalr.cli.checks import file_or_name
 
 
 @dataclass

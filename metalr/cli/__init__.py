@@ -1,5 +1,6 @@
-"""The commands of `metalr`: each is a dataclass whose fields are its options, and whose `run` parses, calls and prints.
+"""The command line. A command is a dataclass whose fields are its options, and whose `run` parses, calls and prints.
 
+main      the way in
 train     train a controller, try it on fresh seeds
 export    a controller as one file
 compare   schedules and controllers under equal budgets
@@ -9,5 +10,5 @@ find_lr   an LR range test
 list      what there is
 checks    the device and the controller that a command was given
 
-`metalr.cli` is the way in. What a command does is a function elsewhere.
+What a command does is a function elsewhere.
 """
