@@ -4,14 +4,14 @@
     python -m experiments.general --student-seed 1  # another student on the same curves
     python -m experiments.general --ship            # the same as the first, and write the file that is shipped
 
-About two and a half hours of one core, by the times of its pieces; `--workers 2` shares its runs. Every piece is a file under `--folder`, and a
-command that was cut off resumes. In the last round of rollouts the choices of the student are disturbed, and the
-training after it is the longest. The controllers are judged on the *meta-validation* family, which is another
-distribution than that of the training: from base LRs that are wrong by up to a hundred times, the log final train loss
-over that of the best of 15 LRs under the same base schedule and on the same seeds. Their rivals are that schedule and
-cosine from the same base LRs, an edge rule, and the calibrated setting, which is one LR for each kind of optimizer,
-fitted on the curves of the training and read off those of the validation. The meta-test set is not touched here. At its
-end it says how close it came to the shipped file.
+About two and a half hours of one core, by the times of its pieces; `--workers 2` shares its runs. Every piece is a file
+under `--folder`, and a command that was cut off resumes. In the last round of rollouts the choices of the student are
+disturbed, and the training after it is the longest. The controllers are judged on the *meta-validation* family, which
+is another distribution than that of the training: from base LRs that are wrong by up to a hundred times, the log final
+train loss over that of the best of 15 LRs under the same base schedule and on the same seeds. Their rivals are that
+schedule and cosine from the same base LRs, an edge rule, and the calibrated setting, which is one LR for each kind of
+optimizer, fitted on the curves of the training and read off those of the validation. The meta-test set is not touched
+here. At its end it says how close it came to the shipped file.
 
 Expected after cloning: a geometric mean of at most 1.10 over the best LR's loss from every guess, and below the
 calibrated setting's.
